@@ -1,0 +1,179 @@
+"""The typed recipes. Torch-free: a wrong key is found before anything heavy is imported."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dist_diffusion.diffusion.options import DiffusionOptions, GuidanceOptions, ObjectiveOptions, SamplerOptions
+from dist_diffusion.models.options import ClassifierOptions, UNetOptions
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What is read and in which order."""
+
+    shards: str | None = None
+    """A shard folder or its manifest.json."""
+    image_size: int = 64
+    random_flip: bool = True
+    random_crop: bool = False
+    canonical_streams: int | None = None
+    """C of the data order; None is the largest divisor of train.global_batch up to 256."""
+    shuffle_block: int = 1024
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How long and how much at a time. Steps are optimizer steps."""
+
+    steps: int = 100_000
+    global_batch: int = 256
+    micro_batch: int | None = None
+    """Samples of one forward pass on one rank; None is the rank's whole share."""
+    log_every: int = 100
+
+
+@dataclass(frozen=True)
+class OptimOptions:
+    """AdamW and its learning-rate schedule, in images seen."""
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    """Largest gradient norm; 0 does not clip."""
+    warmup_images: int = 0
+    anneal: bool = False
+    """Linear decay to zero at train.steps."""
+
+
+@dataclass(frozen=True)
+class EmaOptions:
+    """Exponential moving averages of the weights, named ema_0, ema_1, ... in this order."""
+
+    decays: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How the state is sharded and in which precision it is computed."""
+
+    zero_stage: int = 1
+    precision: Literal["fp32", "bf16", "autocast"] = "fp32"
+    deterministic: bool = False
+    """Deterministic kernels on GPUs (slower): needed there for a bitwise resume."""
+    max_nonfinite_steps: int = 10
+    """Consecutive non-finite steps after which the run ends."""
+    timeout_s: float = 600.0
+    """How long a collective may take before a peer counts as lost."""
+
+
+@dataclass(frozen=True)
+class DeepSpeedOptions:
+    """Keys merged into the derived DeepSpeed configuration last."""
+
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """When to commit, what to keep."""
+
+    every: int = 10_000
+    keep: int = 2
+    """Newest commits kept; 0 keeps all."""
+    export: tuple[str, ...] = ()
+    """Averages exported with each commit (ema_0, ..., or weights); empty is the first EMA, else the weights."""
+
+
+@dataclass(frozen=True)
+class PreviewOptions:
+    """A sample grid after a commit, from that commit's export."""
+
+    num_images: int = 0
+    every_commits: int = 1
+    sampler: SamplerOptions = field(default_factory=lambda: SamplerOptions(name="ddim", steps="20"))
+    cfg_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class DiffusionRecipe:
+    """`task: diffusion`."""
+
+    task: Literal["diffusion"] = "diffusion"
+    run_dir: str | None = None
+    seed: int = 0
+    threads: int | None = None
+    """CPU threads of a rank; None is OMP_NUM_THREADS, else cores over ranks of the host."""
+    data: DataOptions = field(default_factory=DataOptions)
+    diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)
+    model: UNetOptions = field(default_factory=UNetOptions)
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    optim: OptimOptions = field(default_factory=OptimOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    ema: EmaOptions = field(default_factory=lambda: EmaOptions(decays=(0.9999,)))
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    deepspeed: DeepSpeedOptions = field(default_factory=DeepSpeedOptions)
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    preview: PreviewOptions = field(default_factory=PreviewOptions)
+
+
+@dataclass(frozen=True)
+class ClassifierRecipe:
+    """`task: classifier`."""
+
+    task: Literal["classifier"] = "classifier"
+    run_dir: str | None = None
+    seed: int = 0
+    threads: int | None = None
+    data: DataOptions = field(default_factory=lambda: DataOptions(random_crop=True))
+    diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)
+    model: ClassifierOptions = field(default_factory=ClassifierOptions)
+    optim: OptimOptions = field(default_factory=OptimOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    ema: EmaOptions = field(default_factory=EmaOptions)
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    deepspeed: DeepSpeedOptions = field(default_factory=DeepSpeedOptions)
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+
+
+TrainRecipe = DiffusionRecipe | ClassifierRecipe
+
+
+@dataclass(frozen=True)
+class SampleRecipe:
+    """`dist-diffusion sample`."""
+
+    model: str | None = None
+    """A run, RUN@STEP, or an export."""
+    out: str | None = None
+    num_samples: int = 50_000
+    batch_size: int = 64
+    shard_size: int = 1024
+    """Images of an output shard: whole batches."""
+    seed: int = 0
+    threads: int | None = None
+    ema: str | None = None
+    """Which export of a run's commit; None is the first."""
+    sampler: SamplerOptions = field(default_factory=SamplerOptions)
+    guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
+
+
+@dataclass(frozen=True)
+class EvaluateRecipe:
+    """`dist-diffusion evaluate`."""
+
+    samples: str | None = None
+    """npz, sample job, shard folder or saved statistics."""
+    reference: str | None = None
+    """npz, sample job, shard folder or saved statistics."""
+    out: str | None = None
+    judge: str | None = None
+    """Run or export of a classifier: adds label_agreement."""
+    image_size: int | None = None
+    """Size at which shards are read before they enter the network; None is the samples' size."""
+    num_reference: int | None = None
+    """Reference images used of a shard folder; None is all."""
+    batch_size: int = 64
+    seed: int = 0
+    threads: int | None = None

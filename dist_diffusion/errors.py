@@ -1,0 +1,55 @@
+"""Errors that a user or a launcher acts on. Each takes one message: which file, key, shard or rank, and what to do."""
+
+DONE = 0
+BUG = 1
+USER_ERROR = 2
+PLEASE_REQUEUE = 75
+
+
+class DistDiffusionError(Exception):
+    """Base of the package's errors; `exit_code` is what the process ends with."""
+
+    exit_code = USER_ERROR
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class ConfigError(DistDiffusionError):
+    """A recipe, an override or a combination of settings is wrong."""
+
+
+class DataError(DistDiffusionError):
+    """A dataset is missing, damaged or not what its manifest says."""
+
+
+class StorageError(DistDiffusionError):
+    """A path cannot be read or written."""
+
+
+class CheckpointError(DistDiffusionError):
+    """A checkpoint or export is missing, damaged, or of another model."""
+
+
+class RunInUseError(DistDiffusionError):
+    """Another live process owns the run or job directory."""
+
+
+class LaunchError(DistDiffusionError):
+    """The launcher's environment contradicts itself."""
+
+
+class NonFiniteError(DistDiffusionError):
+    """Loss or gradients stayed non-finite: the recipe diverged."""
+
+
+class PeerLostError(DistDiffusionError):
+    """A collective failed because another rank is gone: run the same command again."""
+
+    exit_code = PLEASE_REQUEUE
+
+
+class StoppedError(DistDiffusionError):
+    """A signal asked for a stop; the state is saved: run the same command again."""
+
+    exit_code = PLEASE_REQUEUE

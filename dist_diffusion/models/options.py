@@ -1,0 +1,50 @@
+"""Options of the networks. Fields with None are taken from the data and the process when a recipe is resolved."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class UNetOptions:
+    """The ADM UNet (arXiv 2105.05233, section 3)."""
+
+    channels: int = 128
+    num_res_blocks: int = 2
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    attention_resolutions: tuple[int, ...] = (16, 8)
+    """Image sizes, in pixels, at which attention is used."""
+    num_heads: int = 4
+    num_head_channels: int | None = None
+    """Channels of a head; where given it decides, else num_heads does."""
+    scale_shift_norm: bool = True
+    resblock_updown: bool = True
+    new_attention_order: bool = False
+    dropout: float = 0.0
+    in_channels: int = 3
+    image_size: int | None = None
+    """From data.image_size."""
+    out_channels: int | None = None
+    """From the process: 3, or 6 with a learned variance."""
+    num_classes: int | None = None
+    """From the manifest; 0 is unconditional."""
+    null_label: bool | None = None
+    """From objective.p_uncond: one more label row, the last, for the dropped label."""
+
+
+@dataclass(frozen=True)
+class ClassifierOptions:
+    """The noise-aware classifier: the UNet's encoder and a pool (arXiv 2105.05233, section 4)."""
+
+    channels: int = 128
+    num_res_blocks: int = 2
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    attention_resolutions: tuple[int, ...] = (32, 16, 8)
+    num_head_channels: int = 64
+    scale_shift_norm: bool = True
+    resblock_updown: bool = True
+    new_attention_order: bool = False
+    dropout: float = 0.0
+    in_channels: int = 3
+    image_size: int | None = None
+    """From data.image_size."""
+    num_classes: int | None = None
+    """From the manifest."""

@@ -1,0 +1,77 @@
+"""The ADM UNet (arXiv 2105.05233, section 3)."""
+
+import torch
+from torch import nn
+
+from dist_diffusion.models.encoder import Blocks, attention_factors, build_encoder
+from dist_diffusion.models.layers import GroupNorm32, TimestepSequential, Upsample, timestep_embedding, zero
+from dist_diffusion.models.options import UNetOptions
+
+
+class UNet(nn.Module):
+    """Predicts noise, and where `out_channels` is twice the image's, the step's variance."""
+
+    def __init__(self, options: UNetOptions) -> None:
+        super().__init__()
+        assert options.image_size and options.out_channels and options.num_classes is not None
+        width, emb = options.channels, 4 * options.channels
+        self.channels = width
+        self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
+        if options.num_classes:
+            self.label_emb = nn.Embedding(options.num_classes + bool(options.null_label), emb)
+        blocks = unet_blocks(options, emb)
+        attention = attention_factors(options.image_size, options.attention_resolutions)
+        encoder = build_encoder(
+            blocks,
+            options.image_size,
+            options.in_channels,
+            width,
+            options.channel_mult,
+            options.num_res_blocks,
+            attention,
+        )
+        self.input_blocks, self.middle_block = encoder.input_blocks, encoder.middle_block
+        self.output_blocks = nn.ModuleList()
+        skips, current, factor = list(encoder.skip_channels), encoder.channels, encoder.downsampling
+        for level, multiplier in reversed(list(enumerate(options.channel_mult))):
+            for i in range(options.num_res_blocks + 1):
+                layers: list[nn.Module] = [blocks.residual(current + skips.pop(), multiplier * width)]
+                current = multiplier * width
+                if factor in attention:
+                    layers.append(blocks.attention(current))
+                if level and i == options.num_res_blocks:
+                    layers.append(blocks.resample(current, Upsample))
+                    factor //= 2
+                self.output_blocks.append(TimestepSequential(*layers))
+        out_conv = zero(nn.Conv2d(current, options.out_channels, 3, padding=1))
+        self.out = nn.Sequential(GroupNorm32(current), nn.SiLU(), out_conv)
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """(N, C, H, W), times (N,) in the original timesteps and labels (N,) to (N, out_channels, H, W)."""
+        dtype = self.time_embed[0].weight.dtype
+        emb = self.time_embed(timestep_embedding(time, self.channels).to(dtype))
+        if hasattr(self, "label_emb"):
+            assert labels is not None, "a class-conditional model needs labels"
+            emb = emb + self.label_emb(labels)
+        h = x.to(dtype).contiguous(memory_format=torch.channels_last)
+        skips = []
+        for block in self.input_blocks:
+            h = block(h, emb)
+            skips.append(h)
+        h = self.middle_block(h, emb)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb)
+        return self.out(h)
+
+
+def unet_blocks(options: UNetOptions, emb_channels: int) -> Blocks:
+    """What all blocks of the network have in common."""
+    return Blocks(
+        emb_channels=emb_channels,
+        dropout=options.dropout,
+        scale_shift_norm=options.scale_shift_norm,
+        resblock_updown=options.resblock_updown,
+        num_heads=options.num_heads,
+        num_head_channels=options.num_head_channels,
+        new_attention_order=options.new_attention_order,
+    )
