@@ -7,9 +7,13 @@ PLEASE_REQUEUE = 75
 
 
 class DistDiffusionError(Exception):
-    """Base of the package's errors; `exit_code` is what the process ends with."""
+    """Base of the package's errors; `exit_code` is what the process ends with.
+
+    `agreed` is set where every rank raises the same error: then one of them, rank 0, speaks for all.
+    """
 
     exit_code = USER_ERROR
+    agreed = False
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -1,0 +1,25 @@
+# One command each on a fresh machine: `make demo` runs the main job, `make test` the tests.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test check clean
+
+setup: ## .venv with everything in it
+	@$(PYTHON) tools/setup.py
+
+demo: setup ## shards -> training -> guided samples -> evaluation, on two ranks
+	@$(BIN)/python tools/demo.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup ## format, lint, types, shell scripts, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy dist_diffusion tools
+	@if command -v shellcheck >/dev/null; then shellcheck launch/*.sh .ci/run; else echo "shellcheck is not installed: shell scripts not checked"; fi
+	$(BIN)/python -m pytest -q tests/unit/test_import_rules.py
+
+clean: ## everything that make and the tools put here, except runs/
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find dist_diffusion tools tests -name __pycache__ -prune -exec rm -rf {} +

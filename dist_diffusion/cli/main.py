@@ -1,0 +1,74 @@
+"""`dist-diffusion COMMAND ...`: parse, resolve the launch, run the command, end with the right code."""
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from dist_diffusion.distributed.environment import Topology, check_ranks_used, resolve
+from dist_diffusion.distributed.parent import die_with_parent
+from dist_diffusion.errors import BUG, DONE, USER_ERROR, DistDiffusionError
+
+COMMANDS = {
+    "train": "start or resume a training run",
+    "sample": "start or go on with a sampling job",
+    "evaluate": "compare samples with a reference",
+}
+LAUNCHERS_THAT_LEAVE_ORPHANS = ("openmpi", "mpich", "torchrun")
+WAIT_FOR_LAUNCHER_S = 30.0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console script. Never returns."""
+    arguments = parser().parse_args(argv)
+    topology = None
+    try:
+        topology = resolve(os.environ)
+        if topology.launcher in LAUNCHERS_THAT_LEAVE_ORPHANS:
+            die_with_parent()
+        check_ranks_used(topology, os.environ)
+        command = importlib.import_module(f"dist_diffusion.cli.{arguments.command}")
+        command.run(arguments.config, arguments.overrides, arguments.print_config, topology)
+    except DistDiffusionError as error:
+        leave(error, topology)
+    leave(None, topology)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command reads a recipe, with overrides."""
+    top = argparse.ArgumentParser(prog="dist-diffusion", description="Train, sample and evaluate diffusion models.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, help_text in COMMANDS.items():
+        command = commands.add_parser(name, help=help_text, description=f"{help_text.capitalize()}.")
+        command.add_argument("config", metavar="CONFIG.yaml", help="the recipe")
+        command.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="settings that win over it")
+        command.add_argument("--print-config", action="store_true", help="print the resulting recipe and end")
+    return top
+
+
+def leave(error: DistDiffusionError | None, topology: Topology | None) -> None:
+    """Ends the process. An error that all ranks share is told by rank 0, which ends first."""
+    rank, world = (topology.rank, topology.world_size) if topology else (0, 1)
+    code = DONE if error is None else error.exit_code
+    if error is not None and (rank == 0 or not shared(error)):
+        where = f" (rank {rank})" if world > 1 and not shared(error) else ""
+        print(f"dist-diffusion: {label(code)}{where}: {error}", file=sys.stderr, flush=True)
+    elif error is not None:
+        # mpirun drops what rank 0 prints once another rank has failed: wait to be ended.
+        time.sleep(WAIT_FOR_LAUNCHER_S)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Without collectives or destructors: after an error these could wait for ever for a peer.
+    os._exit(code)
+
+
+def shared(error: DistDiffusionError) -> bool:
+    """Whether every rank has this error: agreed, or made from the recipe and the environment alone."""
+    return error.agreed
+
+
+def label(code: int) -> str:
+    """The first word of the message."""
+    return {USER_ERROR: "error", BUG: "bug"}.get(code, "stopped")

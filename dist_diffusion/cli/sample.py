@@ -1,0 +1,30 @@
+"""`dist-diffusion sample`."""
+
+from collections.abc import Sequence
+
+from dist_diffusion.cli.common import told_alike
+from dist_diffusion.config.checks import check_sample
+from dist_diffusion.config.load import load, to_yaml
+from dist_diffusion.config.schema import SampleRecipe
+from dist_diffusion.distributed.environment import Topology
+
+PEER_TIMEOUT_S = 6 * 3600.0
+"""A rank that is done waits this long for the others' last shard."""
+
+
+def run(config: str, overrides: Sequence[str], print_config: bool, topology: Topology) -> None:
+    """Starts or goes on with the job of out."""
+    with told_alike():
+        recipe = load(SampleRecipe, config, overrides)
+        if print_config:
+            print(to_yaml(recipe), end="")
+            return
+        check_sample(recipe)
+    from dist_diffusion.distributed import group as groups
+    from dist_diffusion.observe.console import Console
+    from dist_diffusion.sampling.run import run_job
+
+    threads = groups.set_threads(recipe.threads, topology)
+    group = groups.start(topology, PEER_TIMEOUT_S)
+    run_job(recipe, group, threads, Console(None, topology.rank))
+    groups.stop()

@@ -1,0 +1,108 @@
+"""Recipes from YAML files with a `base:` chain and dotted overrides; the only user of OmegaConf."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dist_diffusion.config.schema import ClassifierRecipe, DiffusionRecipe, TrainRecipe
+from dist_diffusion.errors import ConfigError
+
+Recipe = TypeVar("Recipe")
+TASKS: dict[str, type] = {"diffusion": DiffusionRecipe, "classifier": ClassifierRecipe}
+MAX_BASES = 16
+
+
+def load(schema: type[Recipe], path: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe of `path`, its bases first, then the overrides ("optim.lr=1e-4"). ConfigError names file and key."""
+    return _typed(schema, _layers(path, overrides))
+
+
+def load_train(path: str, overrides: Sequence[str]) -> TrainRecipe:
+    """The training recipe of `path`; its `task` chooses the schema."""
+    layers = _layers(path, overrides)
+    tasks = [layer["task"] for _, layer in layers if "task" in layer]
+    if not tasks or tasks[-1] not in TASKS:
+        found = f"task={tasks[-1]}" if tasks else "no task"
+        raise ConfigError(f"{path}: {found}; expected task: one of {', '.join(TASKS)}")
+    return _typed(TASKS[tasks[-1]], layers)
+
+
+def from_dict(content: dict[str, Any], source: str) -> TrainRecipe:
+    """The training recipe that `to_dict` wrote into a checkpoint or export (`source`, for messages)."""
+    task = content.get("task")
+    if task not in TASKS:
+        raise ConfigError(f"{source}: its recipe has task={task}; this version knows {', '.join(TASKS)}")
+    return _typed(TASKS[task], [(source, OmegaConf.create(content))])
+
+
+def to_dict(recipe: Any) -> dict[str, Any]:
+    """A recipe as plain JSON-able values."""
+    return dataclasses.asdict(recipe)
+
+
+def to_yaml(recipe: Any) -> str:
+    """A recipe as YAML that `load` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+
+
+def _layers(path: str, overrides: Sequence[str]) -> list[tuple[str, DictConfig]]:
+    """(source, content) from the furthest base to the command line."""
+    layers: list[tuple[str, DictConfig]] = []
+    current: Path | None = Path(path)
+    while current is not None:
+        if len(layers) == MAX_BASES:
+            raise ConfigError(f"{path}: its chain of bases is longer than {MAX_BASES}: a file is its own base")
+        content = _read(current)
+        base = content.pop("base", None)
+        layers.insert(0, (str(current), content))
+        current = current.parent / base if base else None
+    return [*layers, *(("the command line", _override(text)) for text in overrides)]
+
+
+def _read(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such recipe")
+    try:
+        content = OmegaConf.load(path)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"{path}: expected keys and values")
+    return content
+
+
+def _override(text: str) -> DictConfig:
+    key, equals, _ = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{text!r} on the command line: expected dotted.key=value")
+    return OmegaConf.from_dotlist([text])
+
+
+def _typed(schema: type[Recipe], layers: Sequence[tuple[str, DictConfig]]) -> Recipe:
+    merged = OmegaConf.structured(schema)
+    for source, content in layers:
+        try:
+            merged = OmegaConf.merge(merged, content)
+        except (OmegaConfBaseException, TypeError, ValueError) as error:
+            raise ConfigError(f"{source}: {_explain(error)}") from error
+    recipe = OmegaConf.to_object(merged)
+    assert isinstance(recipe, schema)
+    return recipe
+
+
+def _explain(error: Exception) -> str:
+    """One line that names the full key."""
+    message = str(error).splitlines()[0]
+    key = getattr(error, "full_key", None)
+    if key is None:
+        return message
+    last = key.rpartition(".")[2]
+    if message.startswith(f"Key '{last}' not in"):
+        hint = message.partition("Did you mean:")[2].strip()
+        return f"unknown key {key}" + (f"; did you mean {hint}?" if hint else "")
+    return f"{key}: {message}"

@@ -1,0 +1,242 @@
+"""Commits of the training state: a copy to host memory blocks the loop, everything else is a background thread's.
+
+No collectives are made in the background: ranks report through files in the staged folder, and the folder exists
+once rank 0 has written its marker. The outcome is agreed by the ranks at a later step boundary.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dist_diffusion.config.load import to_dict
+from dist_diffusion.config.schema import TrainRecipe
+from dist_diffusion.distributed.agreement import gather, on_rank_zero, together
+from dist_diffusion.distributed.group import Group
+from dist_diffusion.engine import slices, state
+from dist_diffusion.engine.ema import ema_key
+from dist_diffusion.engine.engine import TrainingEngine
+from dist_diffusion.engine.slices import MASTER, Slices, Snapshot
+from dist_diffusion.errors import CheckpointError, DistDiffusionError, StorageError
+from dist_diffusion.storage import committed, files, publish
+from dist_diffusion.storage.committed import Committed, FileRecord
+from dist_diffusion.weights import files as weight_files
+from dist_diffusion.weights.resolve import export_name, step_name
+
+FORMAT = 1
+WEIGHTS = "weights"
+POLL_S = 0.05
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a save ended: `error` is None where it was committed."""
+
+    step: int
+    seconds: float
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the background thread of one rank works on."""
+
+    step: int
+    folder: str
+    snap: Snapshot
+    marker: dict[str, Any]
+
+
+class Checkpointer:
+    """Saves to and restores from a folder of commits, one save in flight."""
+
+    def __init__(self, folder: str, recipe: TrainRecipe, group: Group, attempt: str, say: Say) -> None:
+        self.folder, self.recipe, self.group, self.attempt, self.say = folder, recipe, group, attempt, say
+        self._thread: threading.Thread | None = None
+        self._outcome: Outcome | None = None
+
+    @property
+    def exports(self) -> tuple[str, ...]:
+        """The averages that each commit exports."""
+        return exported_averages(self.recipe)
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a save has begun whose outcome the ranks have not agreed on."""
+        return self._thread is not None
+
+    @property
+    def finished(self) -> bool:
+        """Whether rank 0 knows the outcome of the save in flight."""
+        return self.group.rank == 0 and self._outcome is not None
+
+    def save(self, engine: TrainingEngine, step: int, extra: dict[str, Any]) -> None:
+        """Begins to commit the state after `step` steps. `extra` is the caller's, JSON, kept as it is."""
+        assert not self.in_flight, "one save at a time"
+        job = Job(
+            step=step,
+            folder=os.path.join(self.folder, f"{step_name(step)}.{self.attempt}"),
+            snap=slices.snapshot(engine.deepspeed, engine.ema),
+            marker=self._marker(engine, step, extra),
+        )
+        self._outcome = None
+        self._thread = threading.Thread(target=self._run, args=(job,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def settle(self) -> Outcome:
+        """Waits for the save in flight and agrees on its outcome: all ranks call it together."""
+        assert self._thread is not None
+        self._thread.join()
+        self._thread = None
+        outcome = gather(self.group, self._outcome)[0]
+        assert isinstance(outcome, Outcome)
+        if outcome.error is not None and self.group.rank == 0:
+            self.sweep()
+        return outcome
+
+    def newest(self) -> Committed | None:
+        """The newest commit that verifies, agreed by all ranks; those passed over are named aloud.
+
+        None where nothing was ever committed; CheckpointError where commits exist and none verifies.
+        """
+        commits = on_rank_zero(self.group, lambda: committed.scan(self.folder))
+        for commit in reversed(commits):
+            try:
+                together(self.group, lambda commit=commit: self._verify_share(commit))  # type: ignore[misc]
+                return commit
+            except (StorageError, CheckpointError) as error:
+                self.say(f"{commit.name} cannot be used: {error}")
+        if commits:
+            raise CheckpointError(
+                f"{self.folder}: none of its {len(commits)} commits verifies (see above): restore one, or start a "
+                "new run_dir"
+            )
+        return None
+
+    def restore(self, engine: TrainingEngine, commit: Committed) -> None:
+        """Fills the engine from a commit of any world size and ZeRO stage."""
+        together(
+            self.group, lambda: state.restore(engine.deepspeed, engine.ema, commit.path, commit.marker["state"])
+        )
+
+    def sweep(self) -> list[str]:
+        """Removes what earlier starts left uncommitted; rank 0 only, which holds the lease."""
+        return committed.sweep(self.folder)
+
+    def _verify_share(self, commit: Committed) -> None:
+        if commit.marker and commit.marker["format"] != FORMAT:
+            raise CheckpointError(
+                f"{commit.path} is of format {commit.marker['format']}; this version reads format {FORMAT}"
+            )
+        names = sorted(commit.marker.get("files", {}))
+        committed.verify(commit, names[self.group.rank :: self.group.world_size])
+
+    def _marker(self, engine: TrainingEngine, step: int, extra: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "step": step,
+            "images": step * self.recipe.train.global_batch,
+            "recipe": to_dict(self.recipe),
+            "exports": list(self.exports),
+            "state": state.header(engine.deepspeed),
+            "extra": extra,
+        }
+
+    def _run(self, job: Job) -> None:
+        start = time.monotonic()
+        try:
+            write_share(job, self.folder, self.attempt, self.group.rank)
+            if self.group.rank == 0:
+                self._commit(job)
+            error = None
+        except Exception as caught:
+            error = str(caught) if isinstance(caught, DistDiffusionError) else f"{type(caught).__name__}: {caught}"
+            report_failure(job.folder, self.group.rank, error)
+        self._outcome = Outcome(job.step, time.monotonic() - start, error)
+
+    def _commit(self, job: Job) -> None:
+        """Rank 0: wait for every rank's file, make the exports, mark, prune."""
+        records = await_ranks(job.folder, self.group.world_size, self.recipe.engine.timeout_s)
+        records |= write_exports(job, self.recipe)
+        committed.mark(job.folder, records, job.marker)
+        keep = self.recipe.checkpoint.keep
+        if keep:
+            committed.prune(self.folder, keep)
+
+
+def exported_averages(recipe: TrainRecipe) -> tuple[str, ...]:
+    """The averages that each commit exports: the recipe's, else the first EMA, else the weights."""
+    if recipe.checkpoint.export:
+        return recipe.checkpoint.export
+    return (ema_key(0),) if recipe.ema.decays else (WEIGHTS,)
+
+
+def write_share(job: Job, parent: str, attempt: str, rank: int) -> None:
+    """One rank's slices and, after them, its report."""
+    folder = committed.stage(parent, step_name(job.step), attempt)
+    assert folder == job.folder
+    slices.write(job.snap, os.path.join(folder, slices.rank_file(rank)))
+    name = slices.rank_file(rank)
+    record = committed.describe(folder, [name])[name]
+    publish.write_json(os.path.join(folder, report_file(rank)), {name: asdict(record)})
+
+
+def report_file(rank: int) -> str:
+    """Where a rank says that its slices are written."""
+    return f"rank-{rank:05d}.json"
+
+
+def failure_file(rank: int) -> str:
+    """Where a rank says that it could not write them."""
+    return f"rank-{rank:05d}.failed"
+
+
+def report_failure(folder: str, rank: int, error: str) -> None:
+    """Tells rank 0, as far as the disk allows, so that it need not wait for the time-out."""
+    try:
+        publish.write_json(os.path.join(folder, failure_file(rank)), {"error": error})
+    except StorageError:
+        pass
+
+
+def await_ranks(folder: str, world_size: int, timeout_s: float) -> dict[str, FileRecord]:
+    """The records of all ranks' files; StorageError names the rank that failed or stayed silent."""
+    deadline, records = time.monotonic() + timeout_s, {}
+    for rank in range(world_size):
+        report = os.path.join(folder, report_file(rank))
+        while not files.exists(report):
+            failure = first_failure(folder, world_size)
+            if failure:
+                raise StorageError(failure)
+            if time.monotonic() > deadline:
+                raise StorageError(f"{report} did not appear within {timeout_s:g} s: is the folder shared by all hosts?")
+            time.sleep(POLL_S)
+        records |= {name: FileRecord(**record) for name, record in files.read_json(report).items()}
+    return records
+
+
+def first_failure(folder: str, world_size: int) -> str | None:
+    """What the first rank with a failure says."""
+    for rank in range(world_size):
+        path = os.path.join(folder, failure_file(rank))
+        if files.exists(path):
+            return f"rank {rank}: {files.read_json(path)['error']}"
+    return None
+
+
+def write_exports(job: Job, recipe: TrainRecipe) -> dict[str, FileRecord]:
+    """Assembles the full tensors of each exported average from the rank files."""
+    names = []
+    for average in exported_averages(recipe):
+        reader = Slices(job.folder, range(job.marker["state"]["world_size"]))
+        key = MASTER if average == WEIGHTS else average
+        tensors = {name: reader.full(name, key, shape) for name, shape in job.marker["state"]["shapes"].items()}
+        info = {"average": average, "step": job.step, "images": job.marker["images"], **job.marker["extra"]}
+        names.append(export_name(average))
+        weight_files.save(os.path.join(job.folder, names[-1]), tensors, recipe, json.loads(json.dumps(info)))
+    return committed.describe(job.folder, names)

@@ -1,0 +1,72 @@
+"""DeepSpeed's configuration, derived from the recipe. Torch- and DeepSpeed-free: a wrong key is found early."""
+
+from typing import Any
+
+from dist_diffusion.config.schema import TrainRecipe
+from dist_diffusion.errors import ConfigError
+
+DERIVED = {
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.micro_batch",
+    "gradient_clipping": "optim.clip_norm",
+    "optimizer": "optim",
+    "scheduler": "optim",
+    "bf16": "engine.precision",
+    "fp16": "engine.precision",
+    "torch_autocast": "engine.precision",
+}
+"""Top-level keys that the recipe decides, and the recipe's key for each."""
+
+ALLOWED_EXTRA = frozenset(
+    """activation_checkpointing aio comms_logger communication_data_type disable_allgather dump_state flops_profiler
+    gradient_predivide_factor memory_breakdown prescale_gradients sparse_gradients steps_per_print timers
+    wall_clock_breakdown zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization""".split()
+)
+"""DeepSpeed accepts unknown top-level keys in silence, so what may be added is listed here."""
+
+
+def micro_batch(recipe: TrainRecipe, world_size: int) -> int:
+    """Samples of one forward pass on one rank."""
+    return recipe.train.micro_batch or recipe.train.global_batch // world_size
+
+
+def ds_config(recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's dictionary, `deepspeed.extra` merged last."""
+    precision, micro = recipe.engine.precision, micro_batch(recipe, world_size)
+    derived: dict[str, Any] = {
+        "train_batch_size": recipe.train.global_batch,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": recipe.train.global_batch // (world_size * micro),
+        "gradient_clipping": recipe.optim.clip_norm,
+        "zero_optimization": {"stage": recipe.engine.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+    }
+    if precision == "bf16":
+        derived["bf16"] = {"enabled": True}
+    if precision == "autocast":
+        # Without the empty list, gradients of these modules would be communicated in bf16.
+        derived["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    return merge(derived, checked_extra(recipe.deepspeed.extra))
+
+
+def checked_extra(extra: dict[str, Any]) -> dict[str, Any]:
+    """`deepspeed.extra` itself; ConfigError for a key that the recipe decides or that is not known."""
+    for key, value in extra.items():
+        if key in DERIVED:
+            raise ConfigError(f"deepspeed.extra.{key} is derived from the recipe: set {DERIVED[key]}")
+        if key not in ALLOWED_EXTRA:
+            raise ConfigError(f"deepspeed.extra.{key} is not a known key; known are {', '.join(sorted(ALLOWED_EXTRA))}")
+        if key == "zero_optimization" and "stage" in value:
+            raise ConfigError("deepspeed.extra.zero_optimization.stage is derived from the recipe: set engine.zero_stage")
+    return extra
+
+
+def merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `extra`'s values, nested dictionaries merged."""
+    merged = dict(base)
+    for key, value in extra.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if nested else value
+    return merged

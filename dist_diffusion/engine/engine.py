@@ -1,0 +1,110 @@
+"""The one training engine: DeepSpeed around a network, with its EMA, gate for non-finite steps and learning rate."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pydantic
+import torch
+from torch import nn
+
+from dist_diffusion import draws
+from dist_diffusion.config.schema import TrainRecipe
+from dist_diffusion.distributed.group import Group, set_timeouts
+from dist_diffusion.engine.backend import deepspeed
+from dist_diffusion.engine.ds_config import ds_config
+from dist_diffusion.engine.ema import ShardedEma
+from dist_diffusion.engine.layout import owned_shards, torch_optimizer
+from dist_diffusion.engine.optimizer import GatedAdamW, learning_rate, make_optimizer
+from dist_diffusion.errors import ConfigError
+
+LossOf = Callable[[int], torch.Tensor]
+"""The loss of the i-th micro-batch, with a graph through the engine."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step on this rank."""
+
+    loss: torch.Tensor
+    """Mean over this rank's micro-batches, on the device."""
+    grad_norm: float | None
+    """Before clipping, over all ranks; None where it is not finite."""
+    applied: bool
+    """False where the gradients were not finite: nothing was updated."""
+    learning_rate: float
+
+
+class TrainingEngine:
+    """Owns the network's training state. `__call__` is the network's forward pass in the configured precision."""
+
+    def __init__(self, module: nn.Module, recipe: TrainRecipe, group: Group) -> None:
+        self.recipe, self.group = recipe, group
+        self.total_images = recipe.train.steps * recipe.train.global_batch
+        optimizer = make_optimizer(module.to(group.device), recipe.optim)
+        try:
+            self.deepspeed: Any = deepspeed.initialize(
+                model=module,
+                optimizer=optimizer,
+                config=ds_config(recipe, group.world_size),
+                dist_init_required=False,
+            )[0]
+        except pydantic.ValidationError as error:
+            wrong = error.errors()[0]
+            raise ConfigError(f"deepspeed.extra: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from error
+        set_timeouts(recipe.engine.timeout_s)
+        self.ema = ShardedEma(owned_shards(self.deepspeed), recipe.ema.decays)
+
+    def __call__(self, x: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """The network's forward pass."""
+        return self.deepspeed(x, time, labels)
+
+    def step(self, step: int, num_micro_batches: int, loss_of: LossOf) -> StepResult:
+        """Step number `step` (from 0): forward and backward of each micro-batch, then the update of weights and EMA."""
+        rate = self._set_learning_rate(step)
+        losses = []
+        for i in range(num_micro_batches):
+            torch.manual_seed(draws.key(self.recipe.seed, f"dropout/{step}/{self.group.rank}", i))
+            loss = loss_of(i)
+            losses.append(loss.detach().float())
+            self.deepspeed.backward(loss)
+            norm = self._gate() if i == num_micro_batches - 1 else None
+            self.deepspeed.step()
+        norm, applied = self._outcome(norm)
+        if applied:
+            self.ema.update()
+        return StepResult(mean(losses), norm if applied else None, applied, rate)
+
+    def _set_learning_rate(self, step: int) -> float:
+        batch = self.recipe.train.global_batch
+        rate = learning_rate(self.recipe.optim, step * batch, batch, self.total_images)
+        for param_group in torch_optimizer(self.deepspeed).param_groups:
+            param_group["lr"] = rate
+        return rate
+
+    def _gate(self) -> float | None:
+        """At stage 0 DeepSpeed neither reports a norm nor skips: measure it, and hold a non-finite update back."""
+        if self.deepspeed.zero_optimization_stage():
+            return None
+        gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients).item()
+        optimizer = torch_optimizer(self.deepspeed)
+        assert isinstance(optimizer, GatedAdamW)
+        optimizer.apply_updates = is_finite(norm)
+        return norm
+
+    def _outcome(self, stage_0_norm: float | None) -> tuple[float, bool]:
+        """The norm of all gradients, and whether the update was made; the same on all ranks."""
+        if stage_0_norm is not None:
+            return stage_0_norm, is_finite(stage_0_norm)
+        return float(self.deepspeed.get_global_grad_norm()), bool(self.deepspeed.was_step_applied())
+
+
+def is_finite(value: float) -> bool:
+    """Neither infinite nor NaN."""
+    return value - value == 0
+
+
+def mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean of scalars."""
+    return torch.stack(list(values)).mean()

@@ -1,0 +1,97 @@
+"""Where DeepSpeed 0.19 keeps the fp32 master weights that a rank's optimizer updates."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`numel` elements of parameter `name`, from its element `start`, at `offset` of a flat tensor."""
+
+    name: str
+    start: int
+    offset: int
+    numel: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One fp32 tensor that this rank's optimizer updates, and which pieces of parameters it is made of."""
+
+    group: int
+    master: torch.Tensor
+    segments: list[Segment]
+
+
+def flat(tensor: torch.Tensor) -> torch.Tensor:
+    """A one-dimensional view without a graph."""
+    return tensor.detach().view(-1)
+
+
+def torch_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The optimizer that DeepSpeed wraps (at stage 0 it does not)."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def parameter_shapes(engine: Any) -> dict[str, list[int]]:
+    """The full shape of every parameter, also where stage 3 has partitioned it."""
+    return {name: list(getattr(p, "ds_shape", p.shape)) for name, p in engine.module.named_parameters()}
+
+
+def local_shards(engine: Any) -> list[Shard]:
+    """What this rank updates. The only function that knows DeepSpeed's layouts."""
+    names = {parameter: name for name, parameter in engine.module.named_parameters()}
+    stage = engine.zero_optimization_stage()
+    if stage == 3:
+        return _stage_3(engine.optimizer, names)
+    return _stages_1_and_2(engine.optimizer, names) if stage else _stage_0(engine.optimizer, names)
+
+
+def owned_shards(engine: Any) -> list[Shard]:
+    """What this rank averages and writes: all it updates, or at stage 0 its share of the replicas."""
+    shards = local_shards(engine)
+    replicated = engine.zero_optimization_stage() == 0
+    return shards[dist.get_rank() :: dist.get_world_size()] if replicated else shards
+
+
+def _stage_3(optimizer: Any, names: dict[torch.Tensor, str]) -> list[Shard]:
+    """Each parameter is split evenly over the ranks and padded."""
+    rank, shards = dist.get_rank(optimizer.dp_process_group), []
+    groups = zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True)
+    for i, (parameters, master) in enumerate(groups):
+        segments, offset = [], 0
+        for p in parameters:
+            size = p.partition_numel()
+            owned = max(0, min(size, p.ds_numel - rank * size))
+            segments.append(Segment(names[p], rank * size, offset, owned))
+            offset += size
+        shards.append(Shard(optimizer.sub_group_to_group_id[i], master, segments))
+    return shards
+
+
+def _stages_1_and_2(optimizer: Any, names: dict[torch.Tensor, str]) -> list[Shard]:
+    """Each group's parameters are laid end to end, then cut into equal parts."""
+    assert not optimizer.round_robin_gradients, "DeepSpeed's own mapping is wrong with round_robin_gradients"
+    shards = []
+    for i, (parameters, base) in enumerate(
+        zip(optimizer.bit16_groups, optimizer.optimizer.param_groups, strict=True)
+    ):
+        mapped = [(names[p], p._hp_mapping) for p in parameters if p._hp_mapping is not None]
+        segments = [
+            Segment(name, m.lp_fragment_address.start, m.hp_fragment_address.start, m.lp_fragment_address.numel)
+            for name, m in mapped
+        ]
+        shards.append(Shard(i, base["params"][0], segments))
+    return shards
+
+
+def _stage_0(optimizer: Any, names: dict[torch.Tensor, str]) -> list[Shard]:
+    """Every rank holds every parameter."""
+    return [
+        Shard(i, p, [Segment(names[p], 0, 0, p.numel())])
+        for i, group in enumerate(optimizer.param_groups)
+        for p in group["params"]
+    ]

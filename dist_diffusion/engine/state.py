@@ -1,0 +1,73 @@
+"""The training state in and out of an engine, in the form that checkpoints keep it."""
+
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from dist_diffusion.engine.ema import ShardedEma
+from dist_diffusion.engine.layout import Shard, local_shards, parameter_shapes, torch_optimizer
+from dist_diffusion.engine.slices import MOMENTS, Slices, state_tensors
+
+COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+
+
+def header(engine: Any) -> dict[str, Any]:
+    """What is the same on all ranks: layout, optimizer step and counters."""
+    state = torch_optimizer(engine).state
+    steps = {float(state[shard.master]["step"]) for shard in local_shards(engine)}
+    assert len(steps) == 1, f"parameters disagree on the optimizer step: {steps}"
+    return {
+        "world_size": dist.get_world_size(),
+        "zero_stage": engine.zero_optimization_stage(),
+        "optimizer_step": steps.pop(),
+        "shapes": parameter_shapes(engine),
+        "counters": {key: getattr(engine, key) for key in COUNTERS},
+    }
+
+
+@torch.no_grad()
+def restore(engine: Any, ema: ShardedEma, folder: str, head: dict[str, Any]) -> None:
+    """Fills masters, moments and averages from the slices of a commit of any layout, then the working weights."""
+    rank, optimizer = dist.get_rank(), engine.optimizer
+    assert parameter_shapes(engine) == head["shapes"], "the recipe was compared with the checkpoint's before"
+    # This rank's own file first: on an unchanged layout no other is opened.
+    slices = Slices(folder, sorted(range(head["world_size"]), key=lambda other: other != rank))
+    if hasattr(optimizer, "checkpoint_event_prologue"):
+        optimizer.checkpoint_event_prologue()  # stage 3 gives its gathered copies up
+    for shard in local_shards(engine):
+        state = fresh_state(engine, shard, head["optimizer_step"])
+        for key, tensor in state_tensors(shard, state).items():
+            fill_shard(slices, shard, key, tensor)
+    for i, shard in enumerate(ema.shards):
+        for key, values in ema.values.items():
+            fill_shard(slices, shard, key, values[i])
+    refresh_working_weights(optimizer)
+    if hasattr(optimizer, "checkpoint_event_epilogue"):
+        optimizer.checkpoint_event_epilogue()
+    for key, value in head["counters"].items():
+        setattr(engine, key, value)
+
+
+def fill_shard(slices: Slices, shard: Shard, key: str, tensor: torch.Tensor) -> None:
+    """One flat tensor of a shard, segment by segment."""
+    for segment in shard.segments:
+        slices.fill(tensor[segment.offset : segment.offset + segment.numel], segment.name, key, segment.start)
+
+
+def fresh_state(engine: Any, shard: Shard, step: float) -> dict[str, Any]:
+    """The shard's Adam state in the optimizer, made anew (before the first update there is none)."""
+    optimizer = torch_optimizer(engine)
+    moments = {key: torch.zeros_like(shard.master) for key in MOMENTS}
+    optimizer.state[shard.master] = {"step": torch.tensor(step), **moments}
+    return optimizer.state[shard.master]
+
+
+def refresh_working_weights(optimizer: Any) -> None:
+    """Makes the weights that the forward pass uses from the masters (at stage 0 they are the masters)."""
+    if hasattr(optimizer, "fp16_partitioned_groups_flat"):
+        pairs = zip(optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True)
+        for low, high in pairs:
+            low.data.copy_(high.data)
+    elif hasattr(optimizer, "update_lp_params"):
+        optimizer.update_lp_params()

@@ -1,0 +1,65 @@
+"""A classifier as judge: how many samples show what their label asked for."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dist_diffusion.config.schema import ClassifierRecipe
+from dist_diffusion.errors import ConfigError
+from dist_diffusion.evaluation.images import ImageSource
+from dist_diffusion.weights.load import load_model
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A frozen classifier of square images: (x float32 NCHW in [-1, 1], model_time (N,)) to logits (N, num_classes)."""
+
+    path: str
+    module: torch.nn.Module
+    image_size: int
+    num_classes: int
+
+
+def load(path: str) -> Judge:
+    """The classifier of a run or export. ConfigError where it is another kind of model."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_model(path, ema=None, device=device)
+    if not isinstance(loaded.recipe, ClassifierRecipe):
+        raise ConfigError(f"judge={path} is a model of task {loaded.recipe.task}, not a classifier")
+    options = loaded.recipe.model
+    assert options.image_size and options.num_classes
+    return Judge(path, loaded.module, options.image_size, options.num_classes)
+
+
+def check(judge: Judge, samples: ImageSource) -> np.ndarray:
+    """The samples' labels. ConfigError where the judge cannot tell whether they are met."""
+    if samples.labels is None:
+        raise ConfigError(f"judge={judge.path} needs labels, but samples={samples.path} has none (arr_1)")
+    if samples.image_size != judge.image_size:
+        raise ConfigError(
+            f"judge={judge.path} is a classifier of {judge.image_size} px images, but samples={samples.path} "
+            f"are {samples.image_size} px"
+        )
+    low, high = samples.labels.min(), samples.labels.max()
+    if low < 0 or high >= judge.num_classes:
+        raise ConfigError(
+            f"judge={judge.path} knows the labels 0 to {judge.num_classes - 1}, but samples={samples.path} "
+            f"has labels from {low} to {high}"
+        )
+    return samples.labels
+
+
+@torch.inference_mode()
+def label_agreement(judge: Judge, samples: ImageSource, batch_size: int) -> float:
+    """The share of samples whose most probable class, at model time 0 (no noise), is their label."""
+    labels = check(judge, samples)
+    predicted = np.concatenate([_classes(judge, images) for images in samples.batches(batch_size)])
+    return float((predicted == labels).mean())
+
+
+def _classes(judge: Judge, images: np.ndarray) -> np.ndarray:
+    device = next(judge.module.parameters()).device
+    # Copied: images read from a file are not writable, and torch would warn.
+    x = torch.tensor(images, device=device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return judge.module(x, torch.zeros(len(x), device=device)).argmax(dim=1).cpu().numpy()

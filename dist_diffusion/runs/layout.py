@@ -1,0 +1,60 @@
+"""Where the parts of a run directory lie. A run directory is a POSIX path."""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The paths below one run directory; nothing is made or read here."""
+
+    path: str
+
+    @property
+    def config(self) -> str:
+        """The resolved recipe."""
+        return os.path.join(self.path, "config.yaml")
+
+    @property
+    def environment(self) -> str:
+        """Versions, command line and launch environment of the last start."""
+        return os.path.join(self.path, "environment.json")
+
+    @property
+    def metrics(self) -> str:
+        """One JSON row a logged step."""
+        return os.path.join(self.path, "metrics.jsonl")
+
+    @property
+    def stale_metrics(self) -> str:
+        """Rows of steps that were lost by a kill and done again."""
+        return os.path.join(self.path, "metrics.stale.jsonl")
+
+    @property
+    def verdict(self) -> str:
+        """How the last start ended."""
+        return os.path.join(self.path, "exit.json")
+
+    @property
+    def lease(self) -> str:
+        """Who works here now."""
+        return os.path.join(self.path, "lease.json")
+
+    @property
+    def checkpoints(self) -> str:
+        """Folder of committed folders."""
+        return os.path.join(self.path, "checkpoints")
+
+    @property
+    def tensorboard(self) -> str:
+        """Folder of event files."""
+        return os.path.join(self.path, "tensorboard")
+
+    @property
+    def logs(self) -> str:
+        """Folder of the ranks' logs."""
+        return os.path.join(self.path, "logs")
+
+    def log(self, rank: int) -> str:
+        """The log file of one rank."""
+        return os.path.join(self.logs, f"rank-{rank}.log")

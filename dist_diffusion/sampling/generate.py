@@ -1,0 +1,151 @@
+"""From loaded models and settings to images. Knows no files and no ranks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dist_diffusion.config.schema import ClassifierRecipe, DiffusionRecipe
+from dist_diffusion.diffusion import samplers
+from dist_diffusion.diffusion.denoiser import Denoiser, clipped, eps_denoiser
+from dist_diffusion.diffusion.guidance import (
+    Gradient,
+    classifier_free,
+    classifier_gradient,
+    guided_by_model,
+    score_shifted,
+)
+from dist_diffusion.diffusion.options import GuidanceOptions, SamplerOptions
+from dist_diffusion.diffusion.schedules import sampling_levels
+from dist_diffusion.errors import ConfigError
+from dist_diffusion.models.options import UNetOptions
+from dist_diffusion.sampling import plan
+from dist_diffusion.sampling.noise import ImageNoise
+from dist_diffusion.weights.load import LoadedModel
+
+
+@dataclass(frozen=True)
+class Models:
+    """The networks of a job, as its guidance mode needs them."""
+
+    model: LoadedModel
+    classifier: LoadedModel | None = None
+    unconditional: LoadedModel | None = None
+
+
+Generate = Callable[[Sequence[int]], tuple[np.ndarray, np.ndarray | None]]
+"""Image indices to uint8 NHWC images and int64 labels (None for an unconditional job)."""
+
+
+def make_generator(
+    models: Models, sampler: SamplerOptions, guidance: GuidanceOptions, seed: int, device: torch.device | str
+) -> Generate:
+    """The function that makes images of given indices. ConfigError where models and settings do not fit together."""
+    recipe, options = diffusion_recipe(models.model)
+    check_guidance(models, guidance)
+    levels = sampling_levels(recipe.diffusion, sampler.steps)
+    denoiser = base_denoiser(models, guidance, recipe)
+    denoiser = clipped(denoiser) if sampler.clip_x0 else denoiser
+    gradient = scaled_gradient(models, guidance)
+    num_classes = label_classes(models, options)
+    assert options.image_size is not None
+    shape = (options.in_channels, options.image_size, options.image_size)
+
+    def generate(indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
+        noise = ImageNoise(seed, indices, shape, device)
+        labels = None
+        if num_classes:
+            labels = torch.tensor([plan.label(seed, i, num_classes) for i in indices], device=device)
+        if sampler.name == "ddpm":
+            x = samplers.ddpm(denoiser, levels, noise(), noise, labels, gradient)
+        else:
+            guided = denoiser if gradient is None else score_shifted(denoiser, gradient)
+            x = samplers.ddim(guided, levels, noise(), noise, labels, sampler.eta)
+        return to_uint8(x), None if labels is None else labels.cpu().numpy()
+
+    return generate
+
+
+def diffusion_recipe(model: LoadedModel) -> tuple[DiffusionRecipe, UNetOptions]:
+    """The recipe of a diffusion model; ConfigError where it is a classifier's."""
+    if not isinstance(model.recipe, DiffusionRecipe):
+        raise ConfigError(f"model={model.path} is a {model.recipe.task}; sampling needs a diffusion model")
+    return model.recipe, model.recipe.model
+
+
+def base_denoiser(models: Models, guidance: GuidanceOptions, recipe: DiffusionRecipe) -> Denoiser:
+    """The conditional branch, or with cfg and both the classifier-free mix."""
+    conditional = eps_denoiser(models.model.module, recipe.diffusion)
+    if guidance.mode not in ("cfg", "both"):
+        return conditional
+    if models.unconditional is not None:
+        reference, _ = diffusion_recipe(models.unconditional)
+        other = eps_denoiser(models.unconditional.module, reference.diffusion)
+        return guided_by_model(conditional, other, guidance.cfg_scale)
+    assert recipe.model.num_classes
+    return classifier_free(conditional, guidance.cfg_scale, null_label=recipe.model.num_classes)
+
+
+def scaled_gradient(models: Models, guidance: GuidanceOptions) -> Gradient | None:
+    """The classifier's gradient, in the modes that use it."""
+    if guidance.mode not in ("classifier", "both"):
+        return None
+    assert models.classifier is not None
+    return classifier_gradient(models.classifier.module, guidance.classifier_scale)
+
+
+def label_classes(models: Models, options: UNetOptions) -> int:
+    """From how many classes labels are drawn: the model's, or for an unconditional one the classifier's."""
+    if options.num_classes or models.classifier is None:
+        return options.num_classes or 0
+    return models.classifier.recipe.model.num_classes or 0
+
+
+def check_guidance(models: Models, guidance: GuidanceOptions) -> None:
+    """ConfigError where the mode cannot work with these models."""
+    recipe, options = diffusion_recipe(models.model)
+    if guidance.mode in ("cfg", "both"):
+        check_unconditional(models, options)
+    if models.classifier is not None:
+        check_classifier(models.classifier, recipe)
+
+
+def check_unconditional(models: Models, options: UNetOptions) -> None:
+    """Classifier-free guidance needs labels and an unconditional estimate."""
+    if not options.num_classes:
+        raise ConfigError(f"guidance.mode: {models.model.path} is unconditional, classifier-free guidance needs labels")
+    if models.unconditional is None and not options.null_label:
+        raise ConfigError(
+            f"guidance.mode: {models.model.path} was trained without label dropout (objective.p_uncond=0): give "
+            "guidance.uncond_model, or use mode none or classifier"
+        )
+    if models.unconditional is not None:
+        _, other = diffusion_recipe(models.unconditional)
+        if other.num_classes or other.image_size != options.image_size:
+            raise ConfigError(
+                f"guidance.uncond_model={models.unconditional.path}: expected an unconditional model of "
+                f"{options.image_size} px; it has {other.num_classes} classes and {other.image_size} px"
+            )
+
+
+def check_classifier(classifier: LoadedModel, recipe: DiffusionRecipe) -> None:
+    """The classifier must see what the model makes: the same size, classes and noise schedule."""
+    if not isinstance(classifier.recipe, ClassifierRecipe):
+        raise ConfigError(f"guidance.classifier={classifier.path} is a {classifier.recipe.task} model")
+    ours, theirs = recipe.model, classifier.recipe.model
+    pairs = [
+        ("image size", ours.image_size, theirs.image_size),
+        ("number of classes", ours.num_classes or theirs.num_classes, theirs.num_classes),
+        ("noise schedule", recipe.diffusion.schedule, classifier.recipe.diffusion.schedule),
+        ("number of timesteps", recipe.diffusion.num_timesteps, classifier.recipe.diffusion.num_timesteps),
+    ]
+    for what, wanted, found in pairs:
+        if wanted != found:
+            raise ConfigError(f"guidance.classifier={classifier.path} has {what} {found}, the model has {wanted}")
+
+
+def to_uint8(x: torch.Tensor) -> np.ndarray:
+    """Images in [-1, 1], NCHW, as uint8 NHWC (truncated, as the released samplers do)."""
+    pixels = ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -1,0 +1,99 @@
+"""Publishing of whole files: a reader sees the old content or the new, never a part.
+
+Local files are written beside their destination, synced and renamed; a remote object is written once.
+"""
+
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from dist_diffusion.errors import StorageError
+from dist_diffusion.storage import files
+
+
+@contextmanager
+def atomic_file(path: str) -> Iterator[str]:
+    """A local path to write to; published as `path` when the block ends well, removed when it raises.
+
+    Its name ends with the destination's, so that writers which look at the extension are content.
+    Folders above a local destination are made.
+    """
+    if files.is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = os.path.join(folder, os.path.basename(path))
+            yield temporary
+            with files.failures("write", path):
+                files.remote(writing=True).copy(temporary, path, overwrite=True)
+        return
+    with _beside(path) as temporary:
+        yield temporary
+        with files.failures("write", path):
+            os.replace(_synced(temporary), path)
+            sync_folder(os.path.dirname(path))
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Replaces the whole file atomically."""
+    with atomic_file(path) as temporary, files.failures("write", path):
+        _write(temporary, data)
+
+
+def write_json(path: str, obj: Any) -> None:
+    """Replaces the whole file atomically by indented JSON."""
+    write_bytes(path, (json.dumps(obj, indent=2) + "\n").encode())
+
+
+def create_exclusive(path: str, data: bytes) -> bool:
+    """Publishes a local file if there is none yet; False where there is one. Never seen empty or in part."""
+    if files.is_remote(path):
+        raise StorageError(f"cannot create {path} exclusively: object stores do not offer it; use a local path")
+    with _beside(path) as temporary, files.failures("write", path):
+        _write(temporary, data)
+        try:
+            os.link(_synced(temporary), path)
+        except FileExistsError:
+            # A network filesystem may repeat a request whose answer got lost: the file found is then ours.
+            return os.stat(temporary).st_nlink == 2
+        sync_folder(os.path.dirname(path))
+        return True
+
+
+def sync_folder(folder: str) -> None:
+    """Makes the names in a local folder durable."""
+    descriptor = os.open(folder or ".", os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _beside(path: str) -> Iterator[str]:
+    """An unused temporary path in the destination's folder, which is made; nothing is left there."""
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f"{files.TEMPORARY_PREFIX}{secrets.token_hex(4)}-{name}")
+    with files.failures("write", path):
+        os.makedirs(folder or ".", exist_ok=True)
+    try:
+        yield temporary
+    finally:
+        with suppress(FileNotFoundError):
+            os.remove(temporary)
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "xb") as stream:
+        stream.write(data)
+
+
+def _synced(path: str) -> str:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return path

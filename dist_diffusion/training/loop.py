@@ -1,0 +1,166 @@
+"""How a run runs: batch after batch, observe, commit when due, stop when agreed."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dist_diffusion.config.schema import DiffusionRecipe, TrainRecipe
+from dist_diffusion.data.loader import Batch, Loader
+from dist_diffusion.distributed.agreement import any_of
+from dist_diffusion.distributed.group import Group
+from dist_diffusion.distributed.signals import StopFlag
+from dist_diffusion.engine.checkpoint import Checkpointer
+from dist_diffusion.engine.engine import StepResult, TrainingEngine
+from dist_diffusion.errors import NonFiniteError, RunInUseError, StoppedError, StorageError
+from dist_diffusion.observe.console import Console
+from dist_diffusion.runs.lease import Lease
+from dist_diffusion.tasks.task import Task, TaskBatch
+from dist_diffusion.training.observer import Observer
+from dist_diffusion.training.preview import preview
+from dist_diffusion.weights.resolve import export_name, step_name
+
+
+@dataclass
+class Run:
+    """Everything a run is made of, once it is assembled."""
+
+    recipe: TrainRecipe
+    group: Group
+    task: Task
+    engine: TrainingEngine
+    loader: Loader
+    checkpointer: Checkpointer
+    observer: Observer
+    console: Console
+    stop: StopFlag
+    lease: Lease | None
+    """Held by rank 0."""
+    extra: dict[str, Any]
+    """What each commit keeps beside the engine's state."""
+    step: int
+    """Completed steps."""
+    saved_step: int
+    """Of the newest commit; -1 before the first."""
+    nonfinite_in_a_row: int = 0
+    commits: int = 0
+
+
+def run_loop(run: Run) -> None:
+    """Trains from run.step to train.steps and commits the end. Raises StoppedError after an agreed stop."""
+    recipe = run.recipe
+    while run.step < recipe.train.steps:
+        batch = next(run.loader)
+        result, log = train_step(run, batch)
+        run.step = batch.step + 1
+        run.observer.record(run.step, batch.digest, result, log)
+        watch_for_divergence(run, result)
+        if run.step % recipe.checkpoint.every == 0 and run.step < recipe.train.steps:
+            settle(run)
+            save(run)
+        if boundary(run):
+            finish(run)
+            raise StoppedError(f"stopped at step {run.step} as asked; the state is saved: run the same command again")
+    finish(run)
+
+
+def train_step(run: Run, batch: Batch) -> tuple[StepResult, dict[str, torch.Tensor]]:
+    """One optimizer step over this rank's micro-batches; the log holds means over this rank's samples."""
+    micros = micro_batches(batch, run.recipe.train.micro_batch or len(batch.ids), run.group.device)
+    logs: list[dict[str, torch.Tensor]] = []
+
+    def loss_of(i: int) -> torch.Tensor:
+        made = run.task.loss(run.engine, micros[i])
+        logs.append({name: values.mean() for name, values in made.log.items()})
+        return made.loss
+
+    result = run.engine.step(batch.step, len(micros), loss_of)
+    return result, {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
+
+
+def micro_batches(batch: Batch, size: int, device: torch.device) -> list[TaskBatch]:
+    """The rank's samples in pieces of `size`, on the device."""
+    return [
+        TaskBatch(
+            images=batch.images[i : i + size].to(device, non_blocking=True),
+            labels=batch.labels[i : i + size].to(device, non_blocking=True),
+            draws={name: drawn[i : i + size].to(device, non_blocking=True) for name, drawn in batch.draws.items()},
+        )
+        for i in range(0, len(batch.ids), size)
+    ]
+
+
+def watch_for_divergence(run: Run, result: StepResult) -> None:
+    """Names every skipped step aloud; NonFiniteError after engine.max_nonfinite_steps in a row."""
+    if result.applied:
+        run.nonfinite_in_a_row = 0
+        return
+    run.nonfinite_in_a_row += 1
+    run.console.say(f"step {run.step}: gradients are not finite; the update is skipped on all ranks")
+    if run.nonfinite_in_a_row >= run.recipe.engine.max_nonfinite_steps:
+        error = NonFiniteError(
+            f"gradients were not finite for {run.nonfinite_in_a_row} steps in a row, up to step {run.step}: lower "
+            "optim.lr or use engine.precision=fp32; the last commit is untouched"
+        )
+        error.agreed = True
+        raise error
+
+
+def boundary(run: Run) -> bool:
+    """What the ranks agree on between two steps. True where one was asked to stop."""
+    lease_lost = run.lease is not None and run.lease.lost
+    stop, saved, lost = any_of(run.group, [run.stop.requested, run.checkpointer.finished, lease_lost])
+    if lost:
+        error = RunInUseError("another process has taken over this run directory: this one must end")
+        error.agreed = True
+        raise error
+    if saved:
+        settle(run)
+    return stop
+
+
+def save(run: Run) -> None:
+    """Begins a commit of the present state."""
+    run.checkpointer.save(run.engine, run.step, run.extra)
+
+
+def settle(run: Run) -> None:
+    """Waits for the commit in flight, if any, says how it ended, and shows a preview of it."""
+    if not run.checkpointer.in_flight:
+        return
+    outcome = run.checkpointer.settle()
+    if outcome.error is not None:
+        run.console.say(f"the commit of step {outcome.step} failed, the one before stands: {outcome.error}")
+        return
+    run.saved_step = outcome.step
+    run.commits += 1
+    run.console.say(f"committed step {outcome.step} in {outcome.seconds:.1f} s")
+    show_preview(run, outcome.step)
+
+
+def show_preview(run: Run, step: int) -> None:
+    """A sample grid of the commit into TensorBoard, every preview.every_commits commits and at the end."""
+    recipe = run.recipe
+    if not isinstance(recipe, DiffusionRecipe) or not recipe.preview.num_images:
+        return
+    if run.commits % recipe.preview.every_commits and step < recipe.train.steps:
+        return
+    average = run.checkpointer.exports[0]
+    folder = f"{step_name(step)}.{run.checkpointer.attempt}"
+    image = preview(recipe, os.path.join(run.checkpointer.folder, folder, export_name(average)), run.group)
+    if run.group.rank == 0:
+        run.observer.image(f"samples/{average}", image, step)
+
+
+def finish(run: Run) -> None:
+    """Commits the present state if it is not committed yet; StorageError where that fails."""
+    settle(run)
+    if run.saved_step == run.step:
+        return
+    save(run)
+    settle(run)
+    if run.saved_step != run.step:
+        error = StorageError(f"step {run.step} could not be committed (see above): free space, then run again")
+        error.agreed = True
+        raise error

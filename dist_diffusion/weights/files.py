@@ -1,0 +1,60 @@
+"""Weights as safetensors with the whole resolved recipe inside. Nothing here can run code of the file's."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from dist_diffusion.config import load as config_load
+from dist_diffusion.config.schema import TrainRecipe
+from dist_diffusion.errors import CheckpointError, ConfigError, StorageError
+from dist_diffusion.storage import files, publish
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Export:
+    """One set of weights and the recipe that they were trained with."""
+
+    tensors: dict[str, torch.Tensor]
+    recipe: TrainRecipe
+    info: dict[str, Any]
+    """step, images, the average's name, classes."""
+
+
+def save(path: str, tensors: dict[str, torch.Tensor], recipe: TrainRecipe, info: dict[str, Any]) -> None:
+    """Publishes an export atomically."""
+    with publish.atomic_file(path) as temporary:
+        write(temporary, tensors, recipe, info)
+
+
+def write(path: str, tensors: dict[str, torch.Tensor], recipe: TrainRecipe, info: dict[str, Any]) -> None:
+    """Writes an export to a local path; not synced."""
+    header = {"format": str(FORMAT), "recipe": json.dumps(config_load.to_dict(recipe)), "info": json.dumps(info)}
+    with files.failures("write", path):
+        save_file(tensors, path, metadata=header)
+
+
+def load(path: str) -> Export:
+    """Reads an export; CheckpointError names the file where it is none of ours."""
+    if not files.exists(path):
+        raise StorageError(f"{path}: no such export")
+    try:
+        with safe_open(path, framework="pt") as stream:
+            header = stream.metadata() or {}
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file ({error}): restore it or export it again") from error
+    if header.get("format") != str(FORMAT):
+        raise CheckpointError(
+            f"{path} is no export of this version (format {header.get('format')}, expected {FORMAT}): export it again"
+        )
+    try:
+        recipe = config_load.from_dict(json.loads(header["recipe"]), path)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} was written by another version: {error}") from error
+    return Export(tensors, recipe, json.loads(header["info"]))

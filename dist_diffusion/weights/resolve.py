@@ -1,0 +1,46 @@
+"""From what a user names (RUN, RUN@STEP or an export) to the export's file."""
+
+import os
+
+from dist_diffusion.errors import CheckpointError
+from dist_diffusion.runs.layout import RunDir
+from dist_diffusion.storage import committed, files
+
+STEP_DIGITS = 9
+
+
+def step_name(step: int) -> str:
+    """The name of a step's commit; zero-padded so that names sort by step."""
+    return f"step-{step:0{STEP_DIGITS}d}"
+
+
+def export_name(average: str) -> str:
+    """The file of one average (ema_0, ..., or weights) in a commit."""
+    return f"export-{average}.safetensors"
+
+
+def find(path: str, average: str | None) -> str:
+    """The export file that `path` names: of a run the newest commit's, or RUN@STEP's."""
+    if files.exists(path) and not files.is_dir(path):
+        return path
+    run, _, step = path.rpartition("@") if not files.exists(path) else (path, "", "")
+    if step and not step.isdecimal():
+        raise CheckpointError(f"{path}: the step after @ is not a number")
+    run = run or path
+    if not files.is_dir(run):
+        raise CheckpointError(f"{path}: no such run or export")
+    commits = committed.scan(RunDir(run).checkpoints)
+    if step:
+        commits = [commit for commit in commits if commit.name == step_name(int(step))]
+    if not commits:
+        raise CheckpointError(f"{path}: no committed checkpoint{f' of step {step}' if step else ''} in {run}")
+    return export_in(commits[-1], average)
+
+
+def export_in(commit: committed.Committed, average: str | None) -> str:
+    """The file of a commit's export: the named average, else the first. CheckpointError lists what there is."""
+    names = commit.marker.get("exports", [])
+    if not names or average not in (None, *names):
+        raise CheckpointError(f"{commit.path} has no export {average}; it has {', '.join(names) or 'none'}")
+    name = export_name(average or names[0])
+    return os.path.join(commit.path, name)

@@ -1,0 +1,112 @@
+"""Recipes: bases, overrides, and messages that name file and key."""
+
+from pathlib import Path
+
+import pytest
+
+from dist_diffusion.config import load
+from dist_diffusion.config.checks import check_sample, check_train
+from dist_diffusion.config.protected import changes, refuse_protected
+from dist_diffusion.config.resolve import resolve
+from dist_diffusion.config.schema import ClassifierRecipe, DiffusionRecipe, SampleRecipe
+from dist_diffusion.errors import CheckpointError, ConfigError
+
+RECIPE = "task: diffusion\nrun_dir: r\ndata: {shards: s}\ntrain: {global_batch: 24, steps: 5}\n"
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_overrides_win_over_the_file_and_the_file_over_its_base(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", "task: diffusion\nseed: 1\noptim: {lr: 1e-3, weight_decay: 0.5}\n")
+    path = write(tmp_path, "a.yaml", "base: base.yaml\nseed: 2\noptim: {lr: 2e-4}\n")
+    recipe = load.load_train(path, ["seed=3", "model.channel_mult=[1,2]"])
+    assert isinstance(recipe, DiffusionRecipe)
+    assert (recipe.seed, recipe.optim.lr, recipe.optim.weight_decay) == (3, 2e-4, 0.5)
+    assert recipe.model.channel_mult == (1, 2)
+
+
+def test_task_chooses_the_schema(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.yaml", "task: classifier\n")
+    assert isinstance(load.load_train(path, []), ClassifierRecipe)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "parts"),
+    [
+        ("task: diffusion\noptim: {lrr: 1}\n", [], ["a.yaml", "optim.lrr", "did you mean 'lr'"]),
+        ("task: diffusion\n", ["train.stepz=3"], ["the command line", "train.stepz", "did you mean 'steps'"]),
+        ("task: diffusion\n", ["train.steps=many"], ["the command line", "train.steps", "many"]),
+        ("task: diffusion\n", ["diffusion.schedule=cosin"], ["diffusion.schedule", "linear", "cosine"]),
+        ("task: difusion\n", [], ["a.yaml", "task=difusion", "classifier"]),
+        ("seed: 1\n", [], ["a.yaml", "no task"]),
+        ("task: [", [], ["a.yaml", "not YAML"]),
+        ("base: a.yaml\n", [], ["a.yaml", "its own base"]),
+        ("base: gone.yaml\n", [], ["gone.yaml", "no such recipe"]),
+        ("task: diffusion\n", ["train.steps"], ["train.steps", "key=value"]),
+    ],
+)
+def test_wrong_recipes(tmp_path: Path, text: str, overrides: list[str], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load.load_train(write(tmp_path, "a.yaml", text), overrides)
+    for part in parts:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_survives_dict_and_yaml(tmp_path: Path) -> None:
+    recipe = load.load_train(write(tmp_path, "a.yaml", RECIPE), ["deepspeed.extra.comms_logger.enabled=true"])
+    assert load.from_dict(load.to_dict(recipe), "x") == recipe
+    assert load.load_train(write(tmp_path, "b.yaml", load.to_yaml(recipe)), []) == recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world", "part"),
+    [
+        ([], 5, "train.global_batch=24 is not divisible by the 5 ranks"),
+        (["train.micro_batch=5"], 2, "train.micro_batch=5"),
+        (["data.canonical_streams=7"], 2, "data.canonical_streams=7"),
+        (["engine.zero_stage=0", "engine.precision=bf16"], 1, "engine.precision=bf16"),
+        (["engine.zero_stage=4"], 1, "engine.zero_stage=4"),
+        (["run_dir=null"], 1, "run_dir is not given"),
+        (["data.shards=null"], 1, "data.shards is not given"),
+        (["objective.p_uncond=1.5"], 1, "objective.p_uncond=1.5"),
+        (["diffusion.variance=fixed_small"], 1, "objective.loss=hybrid"),
+        (["checkpoint.export=[ema_1]"], 1, "checkpoint.export names ema_1"),
+        (["train.steps=0"], 1, "train.steps=0"),
+    ],
+)
+def test_contradictions(tmp_path: Path, overrides: list[str], world: int, part: str) -> None:
+    recipe = load.load_train(write(tmp_path, "a.yaml", RECIPE), overrides)
+    with pytest.raises(ConfigError, match=part.replace(".", r"\.")):
+        check_train(recipe, world)
+
+
+def test_sampling_needs_only_the_paths_of_its_mode() -> None:
+    path = str(Path(__file__).parents[3] / "configs/demo/sample.yaml")
+    given = ["model=m", "out=o"]
+    check_sample(load.load(SampleRecipe, path, [*given, "guidance.mode=cfg"]))
+    with pytest.raises(ConfigError, match=r"guidance\.classifier is not given"):
+        check_sample(load.load(SampleRecipe, path, [*given, "guidance.mode=both"]))
+    with pytest.raises(ConfigError, match="shard_size=100 is not a multiple"):
+        check_sample(load.load(SampleRecipe, path, [*given, "shard_size=100", "batch_size=30"]))
+
+
+def test_resolution_fills_the_model_from_data_and_process(tmp_path: Path) -> None:
+    recipe = load.load_train(write(tmp_path, "a.yaml", RECIPE), ["data.image_size=16", "objective.p_uncond=0.1"])
+    model = resolve(recipe, num_classes=7).model
+    assert (model.image_size, model.num_classes, model.out_channels, model.null_label) == (16, 7, 6, True)
+    with pytest.raises(ConfigError, match="the manifest lists 7 classes"):
+        resolve(load.load_train(str(tmp_path / "a.yaml"), ["model.num_classes=8"]), num_classes=7)
+
+
+def test_protected_keys_refuse_and_others_do_not(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", RECIPE)
+    before = load.load_train(path, [])
+    harmless = changes(before, load.load_train(path, ["optim.lr=0.5", "engine.zero_stage=3", "run_dir=elsewhere"]))
+    assert [change.key for change in harmless] == ["run_dir", "optim.lr", "engine.zero_stage"]
+    refuse_protected(harmless, "step-1")
+    with pytest.raises(CheckpointError, match="model.channels: 128 -> 64"):
+        refuse_protected(changes(before, load.load_train(path, ["model.channels=64"])), "step-1")

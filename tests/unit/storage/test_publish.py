@@ -1,0 +1,89 @@
+import os
+import threading
+
+import pytest
+
+from dist_diffusion.errors import StorageError
+from dist_diffusion.storage import files, publish
+
+
+def test_write_replaces_the_whole_file_and_makes_its_folder(tmp_path):
+    path = tmp_path / "deep" / "er" / "a.json"
+    publish.write_json(str(path), {"a": [1, 2]})
+    publish.write_json(str(path), {"b": None})
+    assert files.read_json(str(path)) == {"b": None}
+    assert os.listdir(path.parent) == ["a.json"]
+
+
+def test_an_exception_leaves_the_old_content_and_nothing_else(tmp_path):
+    path = tmp_path / "a.npz"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError), publish.atomic_file(str(path)) as temporary:
+        assert os.path.dirname(temporary) == str(tmp_path) and temporary.endswith(".npz")
+        with open(temporary, "wb") as stream:
+            stream.write(b"half of the new")
+        assert path.read_bytes() == b"old"
+        raise RuntimeError("interrupted")
+    assert os.listdir(tmp_path) == ["a.npz"]
+    assert path.read_bytes() == b"old"
+
+
+def test_the_content_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):
+    events = []
+    real_fsync, real_replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), real_fsync(fd))
+    )
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("replace"), real_replace(a, b)))
+    publish.write_bytes(str(tmp_path / "a"), b"x")
+    assert events[0].endswith("-a") and events[1:] == ["replace", str(tmp_path)]
+
+
+def test_readers_never_see_a_part(tmp_path):
+    path = str(tmp_path / "a")
+    contents = [bytes([number]) * 100_000 for number in range(2)]
+    publish.write_bytes(path, contents[0])
+    stop = threading.Event()
+    seen = set()
+
+    def read():
+        while not stop.is_set():
+            seen.add(files.read_bytes(path))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for turn in range(100):
+        publish.write_bytes(path, contents[turn % 2])
+    stop.set()
+    reader.join()
+    assert seen <= set(contents)
+    assert files.list_names(str(tmp_path)) == ["a"]
+
+
+def test_of_many_creators_exactly_one_wins(tmp_path):
+    path = str(tmp_path / "claim")
+    start = threading.Barrier(8)
+    won = []
+
+    def create(number):
+        start.wait()
+        if publish.create_exclusive(path, str(number).encode()):
+            won.append(number)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert files.read_bytes(path) == str(won[0]).encode()
+    assert os.listdir(tmp_path) == ["claim"]
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=f"cannot write {tmp_path}/file/a"):
+        publish.write_bytes(str(tmp_path / "file" / "a"), b"")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match=f"cannot write {tmp_path}/folder: Is a directory"):
+        publish.write_bytes(str(tmp_path / "folder"), b"")
