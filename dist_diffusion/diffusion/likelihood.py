@@ -10,9 +10,7 @@ def approximate_normal_cdf(z: torch.Tensor) -> torch.Tensor:
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
 
 
-def discretized_gaussian_log_likelihood(
-    x: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor
-) -> torch.Tensor:
+def discretized_gaussian_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
     """log p(x) in nats for x in [-1, 1] on the 256 grey levels (arXiv 2006.11239, equation 13), elementwise."""
     centered, inverse_scale = x - mean, torch.exp(-log_scale)
     upper = approximate_normal_cdf(inverse_scale * (centered + 1 / 255))

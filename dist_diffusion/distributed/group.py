@@ -115,4 +115,6 @@ def set_timeouts(timeout_s: float) -> None:
 def is_peer_loss(error: BaseException) -> bool:
     """Whether an error out of a collective says that another rank is gone or hangs."""
     words = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL", "Timed out waiting")
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(w in str(error) for w in words)
+    )

@@ -7,8 +7,8 @@ import torch
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
-import deepspeed  # noqa: E402
-from deepspeed import ops  # noqa: E402
+import deepspeed
+from deepspeed import ops
 
 # Otherwise the first two ranks on one CPU host compile a shared-memory collective, which needs a compiler and minutes.
 ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -120,9 +120,7 @@ class Checkpointer:
 
     def restore(self, engine: TrainingEngine, commit: Committed) -> None:
         """Fills the engine from a commit of any world size and ZeRO stage."""
-        together(
-            self.group, lambda: state.restore(engine.deepspeed, engine.ema, commit.path, commit.marker["state"])
-        )
+        together(self.group, lambda: state.restore(engine.deepspeed, engine.ema, commit.path, commit.marker["state"]))
 
     def sweep(self) -> list[str]:
         """Removes what earlier starts left uncommitted; rank 0 only, which holds the lease."""
@@ -206,7 +204,8 @@ def report_failure(folder: str, rank: int, error: str) -> None:
 
 def await_ranks(folder: str, world_size: int, timeout_s: float) -> dict[str, FileRecord]:
     """The records of all ranks' files; StorageError names the rank that failed or stayed silent."""
-    deadline, records = time.monotonic() + timeout_s, {}
+    deadline = time.monotonic() + timeout_s
+    records: dict[str, FileRecord] = {}
     for rank in range(world_size):
         report = os.path.join(folder, report_file(rank))
         while not files.exists(report):
@@ -214,7 +213,9 @@ def await_ranks(folder: str, world_size: int, timeout_s: float) -> dict[str, Fil
             if failure:
                 raise StorageError(failure)
             if time.monotonic() > deadline:
-                raise StorageError(f"{report} did not appear within {timeout_s:g} s: is the folder shared by all hosts?")
+                raise StorageError(
+                    f"{report} did not appear within {timeout_s:g} s: is the folder shared by all hosts?"
+                )
             time.sleep(POLL_S)
         records |= {name: FileRecord(**record) for name, record in files.read_json(report).items()}
     return records

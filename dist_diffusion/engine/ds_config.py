@@ -19,9 +19,25 @@ DERIVED = {
 """Top-level keys that the recipe decides, and the recipe's key for each."""
 
 ALLOWED_EXTRA = frozenset(
-    """activation_checkpointing aio comms_logger communication_data_type disable_allgather dump_state flops_profiler
-    gradient_predivide_factor memory_breakdown prescale_gradients sparse_gradients steps_per_print timers
-    wall_clock_breakdown zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization""".split()
+    [
+        "activation_checkpointing",
+        "aio",
+        "comms_logger",
+        "communication_data_type",
+        "disable_allgather",
+        "dump_state",
+        "flops_profiler",
+        "gradient_predivide_factor",
+        "memory_breakdown",
+        "prescale_gradients",
+        "sparse_gradients",
+        "steps_per_print",
+        "timers",
+        "wall_clock_breakdown",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+        "zero_optimization",
+    ]
 )
 """DeepSpeed accepts unknown top-level keys in silence, so what may be added is listed here."""
 
@@ -59,7 +75,9 @@ def checked_extra(extra: dict[str, Any]) -> dict[str, Any]:
         if key not in ALLOWED_EXTRA:
             raise ConfigError(f"deepspeed.extra.{key} is not a known key; known are {', '.join(sorted(ALLOWED_EXTRA))}")
         if key == "zero_optimization" and "stage" in value:
-            raise ConfigError("deepspeed.extra.zero_optimization.stage is derived from the recipe: set engine.zero_stage")
+            raise ConfigError(
+                "deepspeed.extra.zero_optimization.stage is derived from the recipe: set engine.zero_stage"
+            )
     return extra
 
 

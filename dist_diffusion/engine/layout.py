@@ -76,9 +76,7 @@ def _stages_1_and_2(optimizer: Any, names: dict[torch.Tensor, str]) -> list[Shar
     """Each group's parameters are laid end to end, then cut into equal parts."""
     assert not optimizer.round_robin_gradients, "DeepSpeed's own mapping is wrong with round_robin_gradients"
     shards = []
-    for i, (parameters, base) in enumerate(
-        zip(optimizer.bit16_groups, optimizer.optimizer.param_groups, strict=True)
-    ):
+    for i, (parameters, base) in enumerate(zip(optimizer.bit16_groups, optimizer.optimizer.param_groups, strict=True)):
         mapped = [(names[p], p._hp_mapping) for p in parameters if p._hp_mapping is not None]
         segments = [
             Segment(name, m.lp_fragment_address.start, m.hp_fragment_address.start, m.lp_fragment_address.numel)

@@ -19,6 +19,7 @@ from dist_diffusion.storage import files
 
 JOB = "job.json"
 IMAGES, LABELS = "arr_0", "arr_1"
+ZIP_MAGIC = b"PK\x03\x04"
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)
 MERGED = re.compile(r"samples_(\d+)x\d+x\d+x3\.npz")
 
@@ -62,16 +63,22 @@ def arrays(path: str) -> set[str]:
     if not files.exists(path):
         raise DataError(f"{path} does not exist")
     try:
-        with files.open_read(path) as file, zipfile.ZipFile(file) as archive:
+        with files.open_read(path) as file:
+            if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
+                raise DataError(f"{path} is not an npz")
+            archive = zipfile.ZipFile(file)
             return {name.removesuffix(".npy") for name in archive.namelist()}
     except zipfile.BadZipFile as error:
-        raise DataError(f"{path} is not an npz, or is cut short: {error}") from error
+        raise DataError(f"{path} is cut short or damaged: {error}") from error
 
 
 @contextmanager
 def _opened(path: str, name: str) -> Iterator[IO[bytes]]:
-    with files.open_read(path) as file, zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as stream:
-        yield stream
+    try:
+        with files.open_read(path) as file, zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as stream:
+            yield stream
+    except DAMAGED as error:
+        raise DataError(f"{path}: {name} is damaged: {error}") from error
 
 
 def read_array(path: str, name: str) -> np.ndarray:
@@ -98,11 +105,8 @@ class NpzImages:
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         """Uint8 NHWC, in order. DataError where the file is damaged."""
-        try:
-            with _opened(self.path, IMAGES) as stream:
-                yield from self._read(stream, batch_size)
-        except DAMAGED as error:
-            raise DataError(f"{self.path}: {IMAGES} is damaged: {error}") from error
+        with _opened(self.path, IMAGES) as stream:
+            yield from self._read(stream, batch_size)
 
     def checksum(self) -> str:
         """Hex sha256 of the file."""
@@ -116,6 +120,9 @@ class NpzImages:
             if len(data) < rows * math.prod(shape):
                 raise DataError(f"{self.path}: {IMAGES} ends before image {start + rows}")
             yield np.frombuffer(data, dtype=np.uint8).reshape(rows, *shape)
+        # The checksum of the zip is compared where its end is read.
+        if stream.read(1):
+            raise DataError(f"{self.path}: {IMAGES} is longer than its {self.num_images} images")
 
 
 class ShardImages:

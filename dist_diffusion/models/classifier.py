@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from dist_diffusion.models.encoder import Blocks, attention_factors, build_encoder
-from dist_diffusion.models.layers import GroupNorm32, attend, pointwise, timestep_embedding
+from dist_diffusion.models.layers import GroupNorm32, attend, pointwise, timestep_embedding, weight_dtype
 from dist_diffusion.models.options import ClassifierOptions
 
 
@@ -52,7 +52,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """(N, C, H, W) and times (N,) to logits (N, num_classes). `labels` is there to share the models' signature."""
-        dtype = self.time_embed[0].weight.dtype
+        dtype = weight_dtype(self.time_embed)
         emb = self.time_embed(timestep_embedding(time, self.channels).to(dtype))
         h = x.to(dtype).contiguous(memory_format=torch.channels_last)
         for block in self.input_blocks:

@@ -70,7 +70,9 @@ def build_encoder(
     """Input blocks and middle block (arXiv 2105.05233, section 3)."""
     levels = len(channel_mult)
     if image_size % 2 ** (levels - 1):
-        raise ConfigError(f"data.image_size={image_size} cannot be halved {levels - 1} times, as model.channel_mult asks")
+        raise ConfigError(
+            f"data.image_size={image_size} cannot be halved {levels - 1} times, as model.channel_mult asks"
+        )
     current, factor = channel_mult[0] * channels, 1
     input_blocks = nn.ModuleList([TimestepSequential(nn.Conv2d(in_channels, current, 3, padding=1))])
     skips = [current]

@@ -26,6 +26,11 @@ def zero(module: nn.Module) -> nn.Module:
     return module
 
 
+def weight_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype that a module computes in outside autocast."""
+    return next(module.parameters()).dtype
+
+
 def timestep_embedding(time: torch.Tensor, channels: int) -> torch.Tensor:
     """Sinusoids of (N,) times, cosines first: float32 (N, channels)."""
     half = channels // 2

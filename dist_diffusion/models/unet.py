@@ -4,7 +4,14 @@ import torch
 from torch import nn
 
 from dist_diffusion.models.encoder import Blocks, attention_factors, build_encoder
-from dist_diffusion.models.layers import GroupNorm32, TimestepSequential, Upsample, timestep_embedding, zero
+from dist_diffusion.models.layers import (
+    GroupNorm32,
+    TimestepSequential,
+    Upsample,
+    timestep_embedding,
+    weight_dtype,
+    zero,
+)
 from dist_diffusion.models.options import UNetOptions
 
 
@@ -48,7 +55,7 @@ class UNet(nn.Module):
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """(N, C, H, W), times (N,) in the original timesteps and labels (N,) to (N, out_channels, H, W)."""
-        dtype = self.time_embed[0].weight.dtype
+        dtype = weight_dtype(self.time_embed)
         emb = self.time_embed(timestep_embedding(time, self.channels).to(dtype))
         if hasattr(self, "label_emb"):
             assert labels is not None, "a class-conditional model needs labels"

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from types import TracebackType
 from typing import TextIO
 
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 
 class Progress:

@@ -26,9 +26,9 @@ def merge(job: Job, shards: list[OutputShard]) -> str:
         for shard in shards:
             yield read_shard(job.shard_path(shard), array)
 
-    arrays = {"arr_0": ((num, *image_shape), np.dtype(np.uint8), pieces("arr_0"))}
+    arrays = {"arr_0": npz.Streamed((num, *image_shape), np.dtype(np.uint8), pieces("arr_0"))}
     if "arr_1" in shard_arrays(first):
-        arrays["arr_1"] = ((num,), np.dtype(np.int64), pieces("arr_1"))
+        arrays["arr_1"] = npz.Streamed((num,), np.dtype(np.int64), pieces("arr_1"))
     path = files.join(job.out, samples_name(num, image_shape[0], image_shape[1]))
     npz.publish_npz(path, arrays)
     return path

@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,26 +11,34 @@ from dist_diffusion.storage import files, publish
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-def publish_npz(path: str, arrays: dict[str, tuple[tuple[int, ...], np.dtype, Iterable[np.ndarray]]]) -> None:
-    """Publishes arrays, each given as (shape, dtype, pieces along the first axis), holding one piece at a time."""
+@dataclass(frozen=True)
+class Streamed:
+    """An array in pieces along its first axis."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    pieces: Iterable[np.ndarray]
+
+
+def publish_npz(path: str, arrays: dict[str, Streamed]) -> None:
+    """Publishes arrays, holding one piece at a time."""
     with publish.atomic_file(path) as temporary, files.failures("write", path):
         with zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
-            for name, (shape, dtype, pieces) in arrays.items():
-                _write_array(archive, f"{name}.npy", shape, dtype, pieces)
+            for name, array in arrays.items():
+                _write_array(archive, f"{name}.npy", array)
 
 
-def _write_array(
-    archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype, pieces: Iterable[np.ndarray]
-) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+def _write_array(archive: zipfile.ZipFile, name: str, array: Streamed) -> None:
+    descr = np.lib.format.dtype_to_descr(array.dtype)
+    header = {"descr": descr, "fortran_order": False, "shape": array.shape}
     rows = 0
     with archive.open(zipfile.ZipInfo(name, EPOCH), "w", force_zip64=True) as stream:
         np.lib.format.write_array_header_2_0(stream, header)
-        for piece in pieces:
-            assert piece.shape[1:] == shape[1:] and piece.dtype == dtype
+        for piece in array.pieces:
+            assert piece.shape[1:] == array.shape[1:] and piece.dtype == array.dtype
             stream.write(np.ascontiguousarray(piece).tobytes())
             rows += len(piece)
-    assert rows == shape[0], f"{name}: {rows} rows of {shape[0]}"
+    assert rows == array.shape[0], f"{name}: {rows} rows of {array.shape[0]}"
 
 
 def is_whole(path: str) -> bool:

@@ -16,7 +16,7 @@ from dist_diffusion.sampling.generate import Generate, Models, make_generator
 from dist_diffusion.sampling.job import Job, open_job
 from dist_diffusion.sampling.merge import merge
 from dist_diffusion.sampling.plan import OutputShard, batches, output_shards, share
-from dist_diffusion.weights.load import load_model
+from dist_diffusion.weights.load import LoadedModel, load_model
 
 
 def run_job(recipe: SampleRecipe, group: Group, threads: int, console: Console) -> str:
@@ -40,7 +40,7 @@ def run_job(recipe: SampleRecipe, group: Group, threads: int, console: Console) 
 def load_models(job: Job, device: torch.device) -> Models:
     """The pinned exports of a job."""
 
-    def load(role: str):  # noqa: ANN202
+    def load(role: str) -> LoadedModel | None:
         path = job.model_path(role)
         return None if path is None else load_model(path, device=device)
 
@@ -49,9 +49,7 @@ def load_models(job: Job, device: torch.device) -> Models:
     return Models(model, load("classifier"), load("uncond_model"))
 
 
-def make_shards(
-    job: Job, recipe: SampleRecipe, missing: list[OutputShard], group: Group, console: Console
-) -> None:
+def make_shards(job: Job, recipe: SampleRecipe, missing: list[OutputShard], group: Group, console: Console) -> None:
     """This rank's share of the missing shards, one after the other."""
     guidance: GuidanceOptions = recipe.guidance
     generate = make_generator(load_models(job, group.device), recipe.sampler, guidance, recipe.seed, group.device)
@@ -78,8 +76,8 @@ def write_shard(job: Job, shard: OutputShard, generate: Generate, batch_size: in
         if drawn is not None:
             labels.append(drawn[: batch.keep].astype(np.int64))
     pixels = np.concatenate(images)
-    arrays = {"arr_0": (pixels.shape, pixels.dtype, [pixels])}
+    arrays = {"arr_0": npz.Streamed(pixels.shape, pixels.dtype, [pixels])}
     if labels:
         chosen = np.concatenate(labels)
-        arrays["arr_1"] = (chosen.shape, chosen.dtype, [chosen])
+        arrays["arr_1"] = npz.Streamed(chosen.shape, chosen.dtype, [chosen])
     npz.publish_npz(job.shard_path(shard), arrays)

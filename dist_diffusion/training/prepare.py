@@ -48,6 +48,4 @@ def make_loader(prepared: Prepared, draws: tuple[Draw, ...], group: Group, start
     """This rank's batches from `start_step` on."""
     recipe = prepared.recipe
     slots = rank_slots(recipe.train.global_batch, group.world_size, group.rank)
-    return Loader(
-        prepared.manifest, prepared.index, prepared.order, recipe.data, draws, recipe.seed, slots, start_step
-    )
+    return Loader(prepared.manifest, prepared.index, prepared.order, recipe.data, draws, recipe.seed, slots, start_step)

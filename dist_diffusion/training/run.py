@@ -189,9 +189,7 @@ def agreed(error: DistDiffusionError) -> DistDiffusionError:
     return error
 
 
-def verdict(
-    code: int, reason: str, group: Group, step: int | None, env: Mapping[str, str], run_dir: RunDir
-) -> Verdict:
+def verdict(code: int, reason: str, group: Group, step: int | None, env: Mapping[str, str], run_dir: RunDir) -> Verdict:
     """A verdict of this launch, as this rank sees it."""
     log = os.path.relpath(run_dir.log(group.rank), run_dir.path)
     return Verdict(code, reason, group.rank, step, verdicts.launch_id(env), log=log)

@@ -23,10 +23,9 @@ def find(path: str, average: str | None) -> str:
     """The export file that `path` names: of a run the newest commit's, or RUN@STEP's."""
     if files.exists(path) and not files.is_dir(path):
         return path
-    run, _, step = path.rpartition("@") if not files.exists(path) else (path, "", "")
+    run, step = (path, "") if files.exists(path) or "@" not in path else path.rsplit("@", 1)
     if step and not step.isdecimal():
         raise CheckpointError(f"{path}: the step after @ is not a number")
-    run = run or path
     if not files.is_dir(run):
         raise CheckpointError(f"{path}: no such run or export")
     commits = committed.scan(RunDir(run).checkpoints)

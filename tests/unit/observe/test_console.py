@@ -1,6 +1,8 @@
+import fcntl
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
 import termios
@@ -47,7 +49,7 @@ def show(rank, on_terminal):
     """What a process writes to stderr and stdout with stderr on a terminal or not."""
     terminal, stderr = pty.openpty() if on_terminal else os.pipe()
     if on_terminal:
-        termios.tcsetwinsize(stderr, (24, 80))
+        fcntl.ioctl(stderr, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
     result = subprocess.run([sys.executable, "-c", SHOW, str(rank)], stdout=subprocess.PIPE, stderr=stderr)
     os.close(stderr)
     shown = b""

@@ -121,7 +121,7 @@ def test_remote_failures_name_the_path(storage):
     with pytest.raises(StorageError, match="cannot read gs://bucket/absent"):
         files.read_bytes("gs://bucket/absent")
     storage.forbidden = True
-    with pytest.raises(StorageError, match="cannot write gs://bucket/a: .*; check the path, the credentials"):
+    with pytest.raises(StorageError, match=r"cannot write gs://bucket/a: .*; check the path, the credentials"):
         publish.write_bytes("gs://bucket/a", b"")
     with pytest.raises(StorageError, match="cannot create gs://bucket/a exclusively"):
         publish.create_exclusive("gs://bucket/a", b"")

@@ -1,0 +1,55 @@
+"""DeepSpeed's dictionary is derived, and nothing unknown reaches it."""
+
+import dataclasses
+
+import pytest
+
+from dist_diffusion.config.schema import DeepSpeedOptions, DiffusionRecipe, EngineOptions, OptimOptions, TrainOptions
+from dist_diffusion.engine.ds_config import ds_config
+from dist_diffusion.engine.optimizer import learning_rate
+from dist_diffusion.errors import ConfigError
+
+RECIPE = DiffusionRecipe(train=TrainOptions(global_batch=24, micro_batch=2))
+
+
+def with_extra(extra: dict) -> DiffusionRecipe:
+    return dataclasses.replace(RECIPE, deepspeed=DeepSpeedOptions(extra))
+
+
+def test_batch_sizes_multiply_for_every_world() -> None:
+    for world in (1, 2, 3, 4):
+        derived = ds_config(RECIPE, world)
+        product = derived["train_micro_batch_size_per_gpu"] * derived["gradient_accumulation_steps"] * world
+        assert product == derived["train_batch_size"] == 24
+
+
+def test_autocast_never_communicates_in_bf16() -> None:
+    recipe = dataclasses.replace(RECIPE, engine=EngineOptions(precision="autocast"))
+    assert ds_config(recipe, 1)["torch_autocast"]["lower_precision_safe_modules"] == []
+
+
+def test_extra_is_merged_last_and_deep() -> None:
+    derived = ds_config(with_extra({"zero_optimization": {"reduce_bucket_size": 7}, "dump_state": True}), 1)
+    assert derived["zero_optimization"] == {"stage": 1, "reduce_bucket_size": 7}
+    assert derived["dump_state"] is True
+
+
+@pytest.mark.parametrize(
+    ("extra", "part"),
+    [
+        ({"train_batch_size": 3}, "set train.global_batch"),
+        ({"zero_optimisation": {}}, "zero_optimisation is not a known key"),
+        ({"zero_optimization": {"stage": 2}}, "set engine.zero_stage"),
+    ],
+)
+def test_keys_that_the_recipe_decides_or_nobody_knows(extra: dict, part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        ds_config(with_extra(extra), 1)
+
+
+def test_learning_rate_warms_up_and_anneals_in_images() -> None:
+    options = OptimOptions(lr=1.0, warmup_images=100)
+    assert [learning_rate(options, k * 20, 20, 1000) for k in range(6)] == [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+    annealed = OptimOptions(lr=1.0, anneal=True)
+    assert learning_rate(annealed, 0, 20, 1000) == 1.0
+    assert learning_rate(annealed, 750, 20, 1000) == 0.25
