@@ -1,13 +1,23 @@
-"""`dist-diffusion evaluate CONFIG samples=A reference=B out=DIR`."""
+"""`dist-diffusion evaluate`."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
+from dist_diffusion.cli.common import told_alike
+from dist_diffusion.config.load import load, to_yaml
 from dist_diffusion.config.schema import EvaluateRecipe
-from dist_diffusion.errors import DONE
-from dist_diffusion.evaluation.report import evaluate
+from dist_diffusion.distributed.environment import Topology
+from dist_diffusion.errors import LaunchError
 
 
-def run(recipe: EvaluateRecipe, say: Callable[[str], None]) -> int:
-    """Evaluate, print the table, return the exit code."""
-    evaluate(recipe, say)
-    return DONE
+def run(config: str, overrides: Sequence[str], print_config: bool, topology: Topology) -> None:
+    """Compares samples with a reference, in one process."""
+    with told_alike():
+        recipe = load(EvaluateRecipe, config, overrides)
+        if print_config:
+            print(to_yaml(recipe), end="")
+            return
+        if topology.world_size > 1:
+            raise LaunchError(f"evaluate runs in one process, this launch has {topology.world_size}: start it alone")
+    from dist_diffusion.evaluation.report import evaluate
+
+    evaluate(recipe, print)

@@ -47,7 +47,7 @@ def choose_device(local_rank: int) -> torch.device:
 
 
 def set_threads(threads: int | None, topology: Topology) -> int:
-    """Sets and returns the CPU threads of this rank: the recipe's, else OMP_NUM_THREADS, else its share of the cores."""
+    """Sets and returns this rank's CPU threads: the recipe's, else OMP_NUM_THREADS, else its share of the cores."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     if threads is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

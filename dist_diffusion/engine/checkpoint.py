@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -196,10 +197,8 @@ def failure_file(rank: int) -> str:
 
 def report_failure(folder: str, rank: int, error: str) -> None:
     """Tells rank 0, as far as the disk allows, so that it need not wait for the time-out."""
-    try:
+    with suppress(StorageError):
         publish.write_json(os.path.join(folder, failure_file(rank)), {"error": error})
-    except StorageError:
-        pass
 
 
 def await_ranks(folder: str, world_size: int, timeout_s: float) -> dict[str, FileRecord]:

@@ -19,7 +19,7 @@ DERIVED = {
 """Top-level keys that the recipe decides, and the recipe's key for each."""
 
 ALLOWED_EXTRA = frozenset(
-    [
+    {
         "activation_checkpointing",
         "aio",
         "comms_logger",
@@ -37,7 +37,7 @@ ALLOWED_EXTRA = frozenset(
         "zero_allow_untested_optimizer",
         "zero_force_ds_cpu_optimizer",
         "zero_optimization",
-    ]
+    }
 )
 """DeepSpeed accepts unknown top-level keys in silence, so what may be added is listed here."""
 
@@ -56,7 +56,6 @@ def ds_config(recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": recipe.train.global_batch // (world_size * micro),
         "gradient_clipping": recipe.optim.clip_norm,
         "zero_optimization": {"stage": recipe.engine.zero_stage},
-        "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
     }
     if precision == "bf16":

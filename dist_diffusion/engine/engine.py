@@ -11,12 +11,14 @@ from torch import nn
 from dist_diffusion import draws
 from dist_diffusion.config.schema import TrainRecipe
 from dist_diffusion.distributed.group import Group, set_timeouts
-from dist_diffusion.engine.backend import deepspeed
+from dist_diffusion.engine.backend import ZERO_SUPPORTED_OPTIMIZERS, deepspeed
 from dist_diffusion.engine.ds_config import ds_config
 from dist_diffusion.engine.ema import ShardedEma
 from dist_diffusion.engine.layout import owned_shards, torch_optimizer
 from dist_diffusion.engine.optimizer import GatedAdamW, learning_rate, make_optimizer
 from dist_diffusion.errors import ConfigError
+
+ZERO_SUPPORTED_OPTIMIZERS.append(GatedAdamW)
 
 LossOf = Callable[[int], torch.Tensor]
 """The loss of the i-th micro-batch, with a graph through the engine."""

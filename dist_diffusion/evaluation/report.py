@@ -38,8 +38,8 @@ def evaluate(recipe: EvaluateRecipe, say: Say) -> dict[str, Any]:
     reference_side = open_side(reference_path, network, image_size, recipe.num_reference)
     judge = None if recipe.judge is None else _checked_judge(recipe.judge, samples_side)
 
-    samples = _statistics(samples_side, network, recipe.batch_size, "samples", say)
-    reference = _statistics(reference_side, network, recipe.batch_size, "reference", say)
+    samples = _statistics(samples_side, network, recipe.batch_size, f"samples={samples_path}", say)
+    reference = _statistics(reference_side, network, recipe.batch_size, f"reference={reference_path}", say)
     result = compare(samples, reference, network, recipe.seed)
     if judge is not None:
         assert not isinstance(samples_side, Statistics)
@@ -49,8 +49,8 @@ def evaluate(recipe: EvaluateRecipe, say: Say) -> dict[str, Any]:
         "num_reference": reference.num_images,
         "network": network.name,
         "warnings": warnings(samples, reference, network, recipe.num_reference),
-        "samples": samples.source,
-        "reference": reference.source,
+        "samples": samples_path,
+        "reference": reference_path,
     }
     publish.write_json(files.join(out, RESULT), result)
     for line in [*table(result), f"written to {files.join(out, RESULT)}"]:
@@ -92,18 +92,21 @@ def warnings(
             "the difference in sharpness is part of every number"
         )
     if num_reference is not None and reference.num_images != num_reference:
-        found.append(f"num_reference={num_reference}, but {reference.source} gave {reference.num_images} images")
+        found.append(f"num_reference={num_reference}, but the reference is {reference.num_images} images")
     return found
 
 
 def table(result: dict[str, Any]) -> list[str]:
     """The lines that are printed."""
+    score = f"{result['score']:.2f}"
+    if result["score_std"]:
+        score += f" +- {result['score_std']:.2f}"
     lines = [
         f"samples    {result['samples']} ({result['num_samples']} images)",
         f"reference  {result['reference']} ({result['num_reference']} images)",
         _row(result["fd_name"], f"{result['fd']:.3f}", "lower is better; not comparable with published FID"),
         _row("KID", f"{result['kid']:.5f}", "lower is better"),
-        _row("score", f"{result['score']:.2f} +- {result['score_std']:.2f}", "higher is better"),
+        _row("score", score, "higher is better"),
         _row("precision", f"{result['precision']:.3f}", "higher is better"),
         _row("recall", f"{result['recall']:.3f}", "higher is better"),
     ]
@@ -131,9 +134,10 @@ def _checked_judge(path: str, samples: Statistics | ImageSource) -> Judge:
 
 
 def _statistics(
-    side: Statistics | ImageSource, network: FeatureNetwork, batch_size: int, key: str, say: Say
+    side: Statistics | ImageSource, network: FeatureNetwork, batch_size: int, given: str, say: Say
 ) -> Statistics:
     if isinstance(side, Statistics):
+        say(f"{given}: saved statistics of {side.num_images} images of {side.source}")
         return side
-    say(f"reading {side.num_images} images of {key}={side.path}")
+    say(f"{given}: reading {side.num_images} images")
     return compute(side, network, batch_size)

@@ -22,10 +22,13 @@ class Streamed:
 
 def publish_npz(path: str, arrays: dict[str, Streamed]) -> None:
     """Publishes arrays, holding one piece at a time."""
-    with publish.atomic_file(path) as temporary, files.failures("write", path):
-        with zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
-            for name, array in arrays.items():
-                _write_array(archive, f"{name}.npy", array)
+    with (
+        publish.atomic_file(path) as temporary,
+        files.failures("write", path),
+        zipfile.ZipFile(temporary, "w", allowZip64=True) as archive,
+    ):
+        for name, array in arrays.items():
+            _write_array(archive, f"{name}.npy", array)
 
 
 def _write_array(archive: zipfile.ZipFile, name: str, array: Streamed) -> None:

@@ -108,5 +108,5 @@ def test_protected_keys_refuse_and_others_do_not(tmp_path: Path) -> None:
     harmless = changes(before, load.load_train(path, ["optim.lr=0.5", "engine.zero_stage=3", "run_dir=elsewhere"]))
     assert [change.key for change in harmless] == ["run_dir", "optim.lr", "engine.zero_stage"]
     refuse_protected(harmless, "step-1")
-    with pytest.raises(CheckpointError, match="model.channels: 128 -> 64"):
+    with pytest.raises(CheckpointError, match=r"model\.channels: 128 -> 64"):
         refuse_protected(changes(before, load.load_train(path, ["model.channels=64"])), "step-1")

@@ -1,5 +1,6 @@
 """Slices written by one layout are read by another, element by element."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ def cut(tmp_path: Path, bounds: list[int]) -> None:
     """A (7) and B (5) laid end to end, cut at `bounds` into ranks, as ZeRO 1 does."""
     line = torch.cat([A, B])
     edges = [0, *bounds, 12]
-    for rank, (first, last) in enumerate(zip(edges, edges[1:], strict=False)):
+    for rank, (first, last) in enumerate(pairwise(edges)):
         segments = []
         for name, begin, size in (("a", 0, 7), ("b", 7, 5)):
             low, high = max(first, begin), min(last, begin + size)

@@ -51,17 +51,15 @@ def test_a_set_and_itself(tmp_path, write_npz, said, tiny):
 
 
 def test_saved_statistics_give_the_same_numbers_on_either_side(tmp_path, write_npz, said, tiny):
-    a, b = write_npz("a.npz", 40, seed=1), write_npz("b.npz", 30, seed=2)
-    direct = report.evaluate(EvaluateRecipe(samples=a, reference=b, out=str(tmp_path / "1")), said.append)
-    saved = {}
-    for name, path in (("samples", a), ("reference", b)):
-        saved[name] = str(tmp_path / f"{name}-statistics.npz")
-        reference.save(reference.compute(open_images(path), tiny, batch_size=64), saved[name])
-    assert (
-        report.evaluate(EvaluateRecipe(samples=a, reference=saved["reference"], out=str(tmp_path / "2")), said.append)
-        == direct
-    )
-    assert report.evaluate(EvaluateRecipe(**saved, out=str(tmp_path / "3")), said.append) == direct
+    out = str(tmp_path / "out")
+    paths = {"samples": write_npz("a.npz", 40, seed=1), "reference": write_npz("b.npz", 30, seed=2)}
+    saved = {key: str(tmp_path / f"{key}-statistics.npz") for key in paths}
+    for key, path in paths.items():
+        reference.save(reference.compute(open_images(path), tiny, batch_size=64), saved[key])
+    expected = report.evaluate(EvaluateRecipe(**paths, out=out), said.append)
+    for given in ({**paths, "reference": saved["reference"]}, saved):
+        assert report.evaluate(EvaluateRecipe(**given, out=out), said.append) == expected | given
+    assert any("statistics of 30 images" in line and paths["reference"] in line for line in said)
 
 
 def test_shards_are_read_at_the_size_of_the_samples(tmp_path, write_npz, shard_folder, said, tiny):
@@ -79,7 +77,7 @@ def test_what_a_reader_has_to_know_is_a_warning(tmp_path, write_npz, shard_folde
     )
     _, sizes, number = report.evaluate(recipe, said.append)["warnings"]
     assert "samples are 16 px, the reference 8 px" in sizes
-    assert "num_reference=10000" in number and "gave 30 images" in number
+    assert "num_reference=10000" in number and "is 30 images" in number
     assert f"warning: {sizes}" in said and f"warning: {number}" in said
 
 

@@ -1,0 +1,104 @@
+"""What the tests of real launches share: a launcher with a time limit, tiny shards and tiny recipes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+CLASSES = ("dark", "grey", "light")
+
+DIFFUSION = """
+task: diffusion
+data: {image_size: 8}
+model: {channels: 32, num_res_blocks: 1, channel_mult: [1, 2], attention_resolutions: [4], num_head_channels: 32}
+objective: {p_uncond: 0.2}
+optim: {lr: 1.0e-4}
+train: {steps: 12, global_batch: 24, log_every: 1}
+ema: {decays: [0.9]}
+checkpoint: {every: 4, keep: 2}
+"""
+CLASSIFIER = """
+task: classifier
+data: {image_size: 8}
+model: {channels: 32, num_res_blocks: 1, channel_mult: [1, 2], attention_resolutions: [4], num_head_channels: 32}
+train: {steps: 4, global_batch: 24, log_every: 1}
+checkpoint: {every: 4}
+"""
+
+
+class Launcher:
+    """Starts `dist-diffusion` commands as a user would; every one under a time limit."""
+
+    def command(self, ranks: int, *arguments: str) -> list[str]:
+        alone = [sys.executable, "-m", "dist_diffusion", *arguments]
+        return alone if ranks == 1 else [str(ROOT / "launch/mpirun.sh"), "-np", str(ranks), *alone]
+
+    def start(self, ranks: int, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["timeout", "-k", "5", "120", *self.command(ranks, *arguments)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, ranks: int, *arguments: str, code: int = 0) -> tuple[str, str]:
+        process = self.start(ranks, *arguments)
+        out, err = process.communicate()
+        assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
+        return out, err
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Launcher:
+    return Launcher()
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 192 images in three classes, and the recipes."""
+    folder = tmp_path_factory.mktemp("work")
+    generator = np.random.default_rng(0)
+    for level, name in enumerate(CLASSES):
+        (folder / "source" / name).mkdir(parents=True)
+        for i in range(64):
+            pixels = generator.normal(40 + 80 * level, 20, (8, 8, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "source" / name / f"{i}.png")
+    command = [sys.executable, "tools/make_shards.py", str(folder / "source"), str(folder / "shards")]
+    subprocess.run([*command, "--samples-per-shard", "50"], cwd=ROOT, check=True, timeout=60)
+    (folder / "diffusion.yaml").write_text(DIFFUSION)
+    (folder / "classifier.yaml").write_text(CLASSIFIER)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def train(launcher: Launcher, workplace: Path) -> Callable[..., list[dict]]:
+    """Runs a training command to its end and gives its metrics rows."""
+
+    def run(name: str, ranks: int, *overrides: str, recipe: str = "diffusion") -> list[dict]:
+        launcher.run(ranks, *train_arguments(workplace, name, recipe), *overrides)
+        return rows(workplace / name)
+
+    return run
+
+
+def train_arguments(workplace: Path, name: str, recipe: str = "diffusion") -> list[str]:
+    where = [f"run_dir={workplace / name}", f"data.shards={workplace / 'shards'}"]
+    return ["train", str(workplace / f"{recipe}.yaml"), *where]
+
+
+def rows(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def column(found: list[dict], key: str) -> list:
+    return [row[key] for row in found]
