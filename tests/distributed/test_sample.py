@@ -1,0 +1,142 @@
+"""`dist-diffusion sample` and `evaluate`: the same bytes whatever happens, in every guidance mode."""
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import Launcher
+
+RECIPE = """
+num_samples: 40
+batch_size: 4
+shard_size: 8
+sampler: {name: ddpm, steps: "10"}
+guidance: {cfg_scale: 2.0, classifier_scale: 0.5}
+"""
+
+Train = Callable[..., list[dict]]
+
+
+@pytest.fixture(scope="session")
+def models(train: Train, workplace: Path) -> Path:
+    """Runs `model` and `judge`, and the sampling recipe."""
+    train("model", 1)
+    train("judge", 1, recipe="classifier")
+    (workplace / "sample.yaml").write_text(RECIPE)
+    return workplace
+
+
+def arguments(models: Path, out: str, mode: str = "both", num: int = 40) -> list[str]:
+    return [
+        "sample",
+        str(models / "sample.yaml"),
+        f"model={models}/model",
+        f"out={models}/{out}",
+        f"guidance.mode={mode}",
+        f"guidance.classifier={models}/judge",
+        f"num_samples={num}",
+    ]
+
+
+def digest(models: Path, out: str, num: int = 40) -> str:
+    return hashlib.sha256((models / out / f"samples_{num}x8x8x3.npz").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def whole(models: Path, launcher: Launcher) -> str:
+    """The job in one piece, on one rank."""
+    launcher.run(1, *arguments(models, "whole"))
+    return digest(models, "whole")
+
+
+def test_a_job_is_what_the_adm_evaluator_reads(models: Path, whole: str) -> None:
+    content = np.load(models / "whole/samples_40x8x8x3.npz")
+    assert content["arr_0"].shape == (40, 8, 8, 3) and content["arr_0"].dtype == np.uint8
+    assert content["arr_1"].shape == (40,) and set(content["arr_1"]) == {0, 1, 2}
+
+
+def test_killed_and_rerun_on_other_ranks_gives_the_same_bytes(models: Path, launcher: Launcher, whole: str) -> None:
+    process = launcher.start(2, *arguments(models, "killed_job"), "sampler.steps=10")
+    shards = models / "killed_job/shards"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not shards.exists() or not any(shards.glob("shard-*.npz"))):
+        time.sleep(0.005)
+    os.killpg(os.getpgid(process.pid), 0)  # it is still there
+    kill_ranks(models / "killed_job")
+    process.communicate(timeout=60)
+    made = {path: path.stat().st_mtime_ns for path in shards.glob("shard-*.npz")}
+    assert 0 < len(made) < 5, "killed too late to prove anything"
+    launcher.run(3, *arguments(models, "killed_job"))
+    assert digest(models, "killed_job") == whole
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in made.items()), "a finished shard was made again"
+
+
+def kill_ranks(out: Path) -> None:
+    """SIGKILL to every process whose command line names the job."""
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes()
+        except (OSError, ValueError):
+            continue
+        if f"out={out}".encode() in command and b"dist_diffusion" in command and entry.name != str(os.getpid()):
+            os.kill(int(entry.name), signal.SIGKILL)
+
+
+def test_a_grown_job_keeps_its_images(models: Path, launcher: Launcher, whole: str) -> None:
+    launcher.run(1, *arguments(models, "grown", num=21))
+    launcher.run(1, *arguments(models, "grown", num=40))
+    assert digest(models, "grown") == whole
+    small, large = (np.load(models / f"grown/samples_{n}x8x8x3.npz")["arr_0"] for n in (21, 40))
+    assert np.array_equal(small, large[:21])
+
+
+def test_another_batch_size_differs_by_one_grey_level_at_most(models: Path, launcher: Launcher, whole: str) -> None:
+    launcher.run(1, *arguments(models, "batched"), "batch_size=8")
+    a, b = (np.load(models / f"{out}/samples_40x8x8x3.npz")["arr_0"].astype(int) for out in ("whole", "batched"))
+    assert np.abs(a - b).max() <= 1
+    assert (a != b).mean() <= 0.005
+
+
+def test_modes_and_samplers_differ_where_they_should(models: Path, launcher: Launcher, whole: str) -> None:
+    images = {"both": np.load(models / "whole/samples_40x8x8x3.npz")["arr_0"][:8]}
+    for mode in ("none", "cfg", "classifier"):
+        # A path that the mode does not use is not opened.
+        unused = [] if mode == "classifier" else [f"guidance.classifier={models}/nowhere"]
+        launcher.run(1, *arguments(models, f"mode_{mode}", mode, num=8), *unused)
+        images[mode] = np.load(models / f"mode_{mode}/samples_8x8x8x3.npz")["arr_0"]
+    launcher.run(1, *arguments(models, "ddim", "both", num=8), "sampler.name=ddim")
+    images["ddim"] = np.load(models / "ddim/samples_8x8x8x3.npz")["arr_0"]
+    assert len({made.tobytes() for made in images.values()}) == 5
+
+
+def test_evaluation_of_a_job_against_shards(models: Path, launcher: Launcher, whole: str) -> None:
+    (models / "evaluate.yaml").write_text("batch_size: 64\n")
+    where = [f"samples={models}/whole", f"reference={models}/shards", f"out={models}/evaluation"]
+    out, _ = launcher.run(1, "evaluate", str(models / "evaluate.yaml"), *where, f"judge={models}/judge")
+    assert (models / "evaluation/metrics.json").exists()
+    assert "FD-lite0" in out
+    assert "FID" not in out.replace("published FID", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        (["model=nowhere"], ["nowhere", "no such run or export"]),
+        (["model={models}/judge"], ["is a classifier", "sampling needs a diffusion model"]),
+        (["guidance.classifier={models}/model"], ["guidance.classifier", "is a diffusion model"]),
+        (["sampler.steps=ddim37"], ["ddim36", "ddim38"]),
+        (["out={models}/whole", "seed=5"], ["holds a job with other settings", "seed: 0 -> 5"]),
+        (["guidance.classifier=null"], ["guidance.classifier is not given"]),
+    ],
+)
+def test_bad_input(models: Path, launcher: Launcher, whole: str, changes: list[str], parts: list[str]) -> None:
+    given = [change.format(models=models) for change in changes]
+    _, err = launcher.run(1, *arguments(models, "bad" + str(abs(hash(tuple(changes))))), *given, code=2)
+    messages = [line for line in err.splitlines() if line.startswith("dist-diffusion: error")]
+    assert len(messages) == 1, err
+    assert all(part in messages[0] for part in parts), messages[0]

@@ -1,0 +1,185 @@
+"""`dist-diffusion train` as a user runs it: one run on any cluster, through kills, with verdicts."""
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import Launcher, column, rows, train_arguments
+
+from dist_diffusion.runs import verdict
+from dist_diffusion.runs.layout import RunDir
+from dist_diffusion.storage import committed
+
+Train = Callable[..., list[dict]]
+
+
+@pytest.fixture(scope="session")
+def one_rank(train: Train) -> list[dict]:
+    return train("one", 1, "train.steps=16")
+
+
+@pytest.fixture(scope="session")
+def two_ranks(train: Train) -> list[dict]:
+    return train("two", 2)
+
+
+def largest_relative(a: list[float], b: list[float]) -> float:
+    return max(abs(x - y) / abs(y) for x, y in zip(a, b, strict=True))
+
+
+def test_every_layout_sees_the_same_batches_and_losses(
+    one_rank: list[dict], two_ranks: list[dict], train: Train
+) -> None:
+    """192 samples are 8 steps of 24: the comparison crosses an epoch's end."""
+    assert column(two_ranks, "step") == list(range(1, 13))
+    assert column(two_ranks, "batch_digest") == column(one_rank[:12], "batch_digest")
+    assert len(set(column(one_rank, "batch_digest"))) == 16
+    assert largest_relative(column(two_ranks, "loss"), column(one_rank[:12], "loss")) < 1e-5
+    # The finished run goes on at another stage, world size and micro-batch, from its commit of step 12.
+    grown = train("two", 3, "train.steps=16", "engine.zero_stage=3", "train.micro_batch=4")
+    assert grown[:12] == two_ranks
+    assert column(grown, "batch_digest") == column(one_rank, "batch_digest")
+    assert largest_relative(column(grown, "loss"), column(one_rank, "loss")) < 1e-5
+
+
+def test_a_killed_run_resumes_bitwise(launcher: Launcher, workplace: Path, two_ranks: list[dict], train: Train) -> None:
+    run_dir = workplace / "killed"
+    process = launcher.start(2, *train_arguments(workplace, "killed"), "train.steps=100000")
+    kill_a_rank(run_dir, wait_for_step(run_dir, 9), process.pid)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    last = committed.scan(str(run_dir / "checkpoints"))[-1].marker["step"]
+    assert last >= 8
+    resumed = train("killed", 2, f"train.steps={last + 4}")
+    compared = min(12, len(resumed))
+    for key in ("batch_digest", "loss", "grad_norm"):
+        assert column(resumed[:compared], key) == column(two_ranks[:compared], key)
+    assert column(resumed, "step") == list(range(1, last + 5))
+    found = verdict.read(RunDir(str(run_dir)).verdict)
+    assert found is not None and (found.code, found.step) == (0, last + 4)
+    assert not (run_dir / "lease.json").exists()
+
+
+def wait_for_step(run_dir: Path, step: int) -> int:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        if (run_dir / "metrics.jsonl").exists() and len((run_dir / "metrics.jsonl").read_text().splitlines()) >= step:
+            return step
+        time.sleep(0.02)
+    raise AssertionError(f"{run_dir} did not reach step {step}")
+
+
+def kill_a_rank(run_dir: Path, step: int, ancestor: int) -> None:
+    """SIGKILL to the process that holds the lease: rank 0, in the middle of whatever it does."""
+    owner = json.loads((run_dir / "lease.json").read_text())["owner"]["pid"]
+    assert owner != ancestor
+    os.kill(owner, signal.SIGKILL)
+
+
+def test_a_signal_is_an_agreed_stop_that_saves(launcher: Launcher, workplace: Path, train: Train) -> None:
+    run_dir = workplace / "stopped"
+    arguments = [*train_arguments(workplace, "stopped"), "checkpoint.every=100000"]
+    process = launcher.start(1, *arguments, "train.steps=100000")
+    wait_for_step(run_dir, 3)
+    os.kill(json.loads((run_dir / "lease.json").read_text())["owner"]["pid"], signal.SIGUSR2)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    found = verdict.read(RunDir(str(run_dir)).verdict)
+    assert found is not None and found.code == 75 and "stopped at step" in found.reason
+    done = len(rows(run_dir))
+    assert found.step == done
+    resumed = train("stopped", 1, f"train.steps={done + 2}")
+    assert column(resumed, "step") == list(range(1, done + 3))
+
+
+def test_the_classifier_learns_from_the_same_loop(train: Train) -> None:
+    found = train("classifier", 2, "train.steps=30", recipe="classifier")
+    assert column(found, "step") == list(range(1, 31))
+    assert all(0 <= row["accuracy"] <= 1 for row in found)
+    assert sum(column(found, "loss")[-5:]) < sum(column(found, "loss")[:5])
+
+
+def test_a_commit_with_a_flipped_byte_is_named_and_passed_over(
+    launcher: Launcher, workplace: Path, two_ranks: list[dict], train: Train
+) -> None:
+    run_dir = workplace / "flipped"
+    train("flipped", 1)
+    newest = committed.scan(str(run_dir / "checkpoints"))[-1]
+    damaged = Path(newest.path) / "rank-00000.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    out, _ = launcher.run(1, *train_arguments(workplace, "flipped"))
+    assert re.search(r"step-000000012 cannot be used: .*rank-00000\.safetensors is damaged", out)
+    assert "resuming at step 8" in out
+    assert column(rows(run_dir), "step") == list(range(1, 13))
+    assert (run_dir / "metrics.stale.jsonl").exists()
+    for commit in committed.scan(str(run_dir / "checkpoints")):
+        os.remove(Path(commit.path) / "export-ema_0.safetensors")
+    _, err = launcher.run(1, *train_arguments(workplace, "flipped"), code=2)
+    assert "none of its 2 commits verifies" in err
+
+
+class TestBadInput:
+    """Exit code 2 and one message that names the file or key, under mpirun too, before training starts."""
+
+    def refused(self, launcher: Launcher, arguments: list[str], *parts: str, ranks: int = 2) -> None:
+        start = time.monotonic()
+        out, err = launcher.run(ranks, *arguments, code=2)
+        messages = [line for line in err.splitlines() if line.startswith("dist-diffusion: ")]
+        assert len(messages) == 1, err
+        for part in parts:
+            assert part in messages[0]
+        assert "Traceback" not in err
+        assert "step 1/" not in out
+        assert time.monotonic() - start < 60
+
+    def test_missing_and_empty_shards(self, launcher: Launcher, workplace: Path) -> None:
+        recipe = str(workplace / "diffusion.yaml")
+        (workplace / "empty").mkdir()
+        for name, part in (("nowhere", "does not exist"), ("empty", "is empty")):
+            shards = str(workplace / name)
+            self.refused(launcher, ["train", recipe, f"run_dir={workplace}/x", f"data.shards={shards}"], shards, part)
+        assert not (workplace / "x").exists()
+
+    def test_a_manifest_that_does_not_match(self, launcher: Launcher, workplace: Path) -> None:
+        short = workplace / "short"
+        short.mkdir()
+        for path in (workplace / "shards").iterdir():
+            (short / path.name).write_bytes(path.read_bytes())
+        tar = sorted(short.glob("*.tar"))[0]
+        tar.write_bytes(tar.read_bytes()[:-512])
+        arguments = ["train", str(workplace / "diffusion.yaml"), f"run_dir={workplace}/x", f"data.shards={short}"]
+        self.refused(launcher, arguments, tar.name, "bytes")
+
+    def test_unknown_keys_and_batches_that_do_not_divide(self, launcher: Launcher, workplace: Path) -> None:
+        arguments = train_arguments(workplace, "x")
+        self.refused(launcher, [*arguments, "optim.lrr=1"], "optim.lrr", "did you mean 'lr'")
+        self.refused(launcher, [*arguments, "train.global_batch=25"], "train.global_batch=25", "2 ranks")
+        self.refused(launcher, ["train", "gone.yaml"], "gone.yaml")
+        assert not (workplace / "x").exists()
+
+    def test_a_checkpoint_of_another_architecture(
+        self, launcher: Launcher, workplace: Path, two_ranks: list[dict]
+    ) -> None:
+        arguments = [*train_arguments(workplace, "two"), "model.channels=64"]
+        self.refused(launcher, arguments, "model.channels: 32 -> 64", str(workplace / "two"))
+
+    def test_a_run_directory_in_use(self, launcher: Launcher, workplace: Path) -> None:
+        run_dir = workplace / "busy"
+        holder = launcher.start(1, *train_arguments(workplace, "busy"), "train.steps=100000")
+        try:
+            wait_for_step(run_dir, 1)
+            owner = json.loads((run_dir / "lease.json").read_text())["owner"]["pid"]
+            before = (run_dir / "config.yaml").read_bytes()
+            self.refused(launcher, train_arguments(workplace, "busy"), str(run_dir), f"process {owner}")
+            assert (run_dir / "config.yaml").read_bytes() == before
+            assert holder.poll() is None
+        finally:
+            os.kill(json.loads((run_dir / "lease.json").read_text())["owner"]["pid"], signal.SIGKILL)
+            holder.communicate(timeout=60)
