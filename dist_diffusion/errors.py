@@ -10,10 +10,12 @@ class DistDiffusionError(Exception):
     """Base of the package's errors; `exit_code` is what the process ends with.
 
     `agreed` is set where every rank raises the same error: then one of them, rank 0, speaks for all.
+    `recorded` is set once a run directory's verdict holds it.
     """
 
     exit_code = USER_ERROR
     agreed = False
+    recorded = False
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -45,6 +47,12 @@ class LaunchError(DistDiffusionError):
 
 class NonFiniteError(DistDiffusionError):
     """Loss or gradients stayed non-finite: the recipe diverged."""
+
+
+class InternalError(DistDiffusionError):
+    """A bug: the traceback is in the rank's log."""
+
+    exit_code = BUG
 
 
 class PeerLostError(DistDiffusionError):

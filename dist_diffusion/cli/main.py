@@ -5,11 +5,15 @@ import importlib
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 from dist_diffusion.distributed.environment import Topology, check_ranks_used, resolve
 from dist_diffusion.distributed.parent import die_with_parent
-from dist_diffusion.errors import BUG, DONE, USER_ERROR, DistDiffusionError
+from dist_diffusion.errors import BUG, DONE, USER_ERROR, DistDiffusionError, InternalError, StorageError
+from dist_diffusion.runs import verdict as verdicts
+from dist_diffusion.runs.verdict import Verdict
 
 COMMANDS = {
     "train": "start or resume a training run",
@@ -18,6 +22,7 @@ COMMANDS = {
 }
 LAUNCHERS_THAT_LEAVE_ORPHANS = ("openmpi", "mpich", "torchrun")
 WAIT_FOR_LAUNCHER_S = 30.0
+VERDICT_VARIABLE = "DIST_DIFFUSION_VERDICT"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.run(arguments.config, arguments.overrides, arguments.print_config, topology)
     except DistDiffusionError as error:
         leave(error, topology)
+    except Exception as error:
+        traceback.print_exc()
+        leave(InternalError(f"{type(error).__name__}: {error}"), topology)
     leave(None, topology)
 
 
@@ -52,9 +60,10 @@ def leave(error: DistDiffusionError | None, topology: Topology | None) -> None:
     """Ends the process. An error that all ranks share is told by rank 0, which ends first."""
     rank, world = (topology.rank, topology.world_size) if topology else (0, 1)
     code = DONE if error is None else error.exit_code
-    if error is not None and (rank == 0 or not shared(error)):
-        where = f" (rank {rank})" if world > 1 and not shared(error) else ""
+    if error is not None and (rank == 0 or not error.agreed):
+        where = f" (rank {rank})" if world > 1 and not error.agreed else ""
         print(f"dist-diffusion: {label(code)}{where}: {error}", file=sys.stderr, flush=True)
+        tell_launch_script(error, rank)
     elif error is not None:
         # mpirun drops what rank 0 prints once another rank has failed: wait to be ended.
         time.sleep(WAIT_FOR_LAUNCHER_S)
@@ -64,9 +73,14 @@ def leave(error: DistDiffusionError | None, topology: Topology | None) -> None:
     os._exit(code)
 
 
-def shared(error: DistDiffusionError) -> bool:
-    """Whether every rank has this error: agreed, or made from the recipe and the environment alone."""
-    return error.agreed
+def tell_launch_script(error: DistDiffusionError, rank: int) -> None:
+    """The verdict of a start that never held a run directory, where the launch script asked for one."""
+    path = os.environ.get(VERDICT_VARIABLE)
+    if path and not error.recorded:
+        found = Verdict(error.exit_code, str(error), rank, None, verdicts.launch_id(os.environ))
+        # The message is out already; a path that cannot be written must not hide it.
+        with suppress(StorageError):
+            verdicts.record(path, found)
 
 
 def label(code: int) -> str:

@@ -3,7 +3,7 @@
 import signal
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 class StopFlag:
@@ -13,7 +13,7 @@ class StopFlag:
         self.name: str | None = None
 
     def install(self) -> None:
-        """Handles USR2 and TERM from now on. From the main thread only."""
+        """Handles USR2, TERM and INT from now on; a second INT interrupts at once. From the main thread only."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._set)
 
@@ -25,3 +25,5 @@ class StopFlag:
     def _set(self, number: int, frame: FrameType | None) -> None:
         if self.name is None:
             self.name = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

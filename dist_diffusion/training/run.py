@@ -5,6 +5,7 @@ import platform
 import sys
 import traceback
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 
 import torch
@@ -20,7 +21,14 @@ from dist_diffusion.distributed.group import Group
 from dist_diffusion.distributed.signals import StopFlag
 from dist_diffusion.engine.checkpoint import Checkpointer
 from dist_diffusion.engine.engine import TrainingEngine
-from dist_diffusion.errors import BUG, DONE, CheckpointError, DistDiffusionError, PeerLostError
+from dist_diffusion.errors import (
+    DONE,
+    CheckpointError,
+    DistDiffusionError,
+    InternalError,
+    PeerLostError,
+    StoppedError,
+)
 from dist_diffusion.models.build import build as build_model
 from dist_diffusion.observe.console import Console
 from dist_diffusion.runs import lease as leases
@@ -35,6 +43,17 @@ from dist_diffusion.training.observer import Observer
 from dist_diffusion.training.prepare import Prepared, make_loader, prepare
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where and as whom this process runs."""
+
+    run_dir: RunDir
+    group: Group
+    console: Console
+    launch_id: str
+    """Rank 0's: a launcher may not hand its variables to other hosts."""
+
+
 def train(recipe: TrainRecipe, topology: Topology, env: Mapping[str, str]) -> None:
     """Starts or resumes the run of recipe.run_dir. Errors leave a verdict there once this launch holds its lease."""
     threads = groups.set_threads(recipe.threads, topology)
@@ -46,19 +65,19 @@ def train(recipe: TrainRecipe, topology: Topology, env: Mapping[str, str]) -> No
     run_dir = RunDir(recipe.run_dir)
     lease = take_lease(group, run_dir, env)
     console = Console(run_dir.log(group.rank), group.rank)
-    progress: list[Run] = []
+    place = Place(run_dir, group, console, broadcast(group, verdicts.launch_id(env)))
+    assembled: list[Run] = []
     try:
-        describe_start(prepared, run_dir, group, threads, console, env)
-        run = assemble(prepared, run_dir, group, console, stop, lease)
-        progress.append(run)
-        run_loop(run)
-        console.say(f"done: {run.step} steps")
+        describe_start(prepared, place, threads)
+        assembled.append(assemble(prepared, place, stop, lease))
+        run_loop(assembled[0])
+        console.say(f"done: {recipe.train.steps} steps")
         if group.rank == 0:
-            verdicts.record(run_dir.verdict, verdict(DONE, "done", group, run.step, env, run_dir))
+            record(place, DONE, "done", assembled[0].step)
     except BaseException as error:
-        raise reported(error, progress, group, env, run_dir, console) from error
+        raise reported(error, place, assembled[0].step if assembled else None) from error
     finally:
-        for run in progress:
+        for run in assembled:
             run.observer.close()
             run.loader.close()
         if lease is not None:
@@ -79,33 +98,31 @@ def take_lease(group: Group, run_dir: RunDir, env: Mapping[str, str]) -> leases.
     return held[0] if held else None
 
 
-def describe_start(
-    prepared: Prepared, run_dir: RunDir, group: Group, threads: int, console: Console, env: Mapping[str, str]
-) -> None:
+def describe_start(prepared: Prepared, place: Place, threads: int) -> None:
     """Writes the resolved recipe and the environment, and says what is about to run."""
     recipe = prepared.recipe
-    console.say(
+    place.console.say(
         f"{recipe.task}: {prepared.manifest.num_samples} samples of {len(prepared.manifest.classes)} classes, "
-        f"{recipe.train.steps} steps of {recipe.train.global_batch} on {group.world_size} ranks, "
+        f"{recipe.train.steps} steps of {recipe.train.global_batch} on {place.group.world_size} ranks, "
         f"ZeRO stage {recipe.engine.zero_stage}, {recipe.engine.precision}, {threads} threads a rank, "
         f"{recipe.data.canonical_streams} canonical streams, {prepared.order.steps_per_epoch} steps an epoch"
     )
-    if group.rank == 0:
-        publish.write_bytes(run_dir.config, to_yaml(recipe).encode())
-        publish.write_json(run_dir.environment, environment(group, threads, env))
+    if place.group.rank == 0:
+        publish.write_bytes(place.run_dir.config, to_yaml(recipe).encode())
+        publish.write_json(place.run_dir.environment, environment(place, threads))
 
 
-def environment(group: Group, threads: int, env: Mapping[str, str]) -> dict[str, object]:
+def environment(place: Place, threads: int) -> dict[str, object]:
     """What a later reader wants to know of this start."""
     packages = ("dist-diffusion", "torch", "deepspeed", "webdataset", "numpy", "safetensors")
     return {
         "argv": sys.argv,
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
-        "world_size": group.world_size,
-        "device": str(group.device),
+        "world_size": place.group.world_size,
+        "device": str(place.group.device),
         "threads": threads,
-        "launch_id": verdicts.launch_id(env),
+        "launch_id": place.launch_id,
     }
 
 
@@ -117,15 +134,9 @@ def version(package: str) -> str:
         return "not installed"
 
 
-def assemble(
-    prepared: Prepared,
-    run_dir: RunDir,
-    group: Group,
-    console: Console,
-    stop: StopFlag,
-    lease: leases.Lease | None,
-) -> Run:
+def assemble(prepared: Prepared, place: Place, stop: StopFlag, lease: leases.Lease | None) -> Run:
     """Task, network, engine and data, at the newest commit's step or at step 0."""
+    group, console, run_dir = place.group, place.console, place.run_dir
     recipe = prepared.recipe
     torch.use_deterministic_algorithms(recipe.engine.deterministic)
     task = build_task(recipe)
@@ -189,29 +200,29 @@ def agreed(error: DistDiffusionError) -> DistDiffusionError:
     return error
 
 
-def verdict(code: int, reason: str, group: Group, step: int | None, env: Mapping[str, str], run_dir: RunDir) -> Verdict:
-    """A verdict of this launch, as this rank sees it."""
-    log = os.path.relpath(run_dir.log(group.rank), run_dir.path)
-    return Verdict(code, reason, group.rank, step, verdicts.launch_id(env), log=log)
+def record(place: Place, code: int, reason: str, step: int | None) -> None:
+    """This rank's verdict, unless an earlier one of this launch stands."""
+    log = os.path.relpath(place.run_dir.log(place.group.rank), place.run_dir.path)
+    found = Verdict(code, reason, place.group.rank, step, place.launch_id, log=log)
+    verdicts.record(place.run_dir.verdict, found)
 
 
-def reported(
-    error: BaseException,
-    progress: list[Run],
-    group: Group,
-    env: Mapping[str, str],
-    run_dir: RunDir,
-    console: Console,
-) -> BaseException:
-    """The error to raise in place of `error`, after its verdict is written and its log line made."""
+def reported(error: BaseException, place: Place, step: int | None) -> DistDiffusionError:
+    """The error to raise in place of `error`, once its verdict is written and its traceback logged."""
+    known = as_known(error, place.console)
+    if place.group.rank == 0 or not known.agreed:
+        record(place, known.exit_code, str(known), step)
+    known.recorded = True
+    return known
+
+
+def as_known(error: BaseException, console: Console) -> DistDiffusionError:
+    """One of the package's errors: a lost peer, or a bug, where it is not one already."""
+    if isinstance(error, DistDiffusionError):
+        return error
     if groups.is_peer_loss(error):
-        error = PeerLostError(f"peer lost: {str(error).splitlines()[0]}")
-    known = isinstance(error, DistDiffusionError)
-    reason = str(error) if known else f"{type(error).__name__}: {error}"
-    code = error.exit_code if isinstance(error, DistDiffusionError) else BUG
-    if not known:
-        console.error("".join(traceback.format_exception(error)).rstrip())
-    if group.rank == 0 or not getattr(error, "agreed", False):
-        step = progress[0].step if progress else None
-        verdicts.record(run_dir.verdict, verdict(code, reason, group, step, env, run_dir))
-    return error
+        return PeerLostError(f"{verdicts.PEER_LOST}: {str(error).splitlines()[0]}")
+    if isinstance(error, KeyboardInterrupt):
+        return StoppedError("interrupted; the steps since the last commit are lost: run the same command again")
+    console.error("".join(traceback.format_exception(error)).rstrip())
+    return InternalError(f"{type(error).__name__}: {error}")

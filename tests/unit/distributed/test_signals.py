@@ -34,6 +34,13 @@ def test_the_first_signal_is_named(flag):
     assert flag.name == "SIGUSR2"
 
 
+def test_a_second_interrupt_interrupts_at_once(flag):
+    os.kill(os.getpid(), signal.SIGINT)
+    assert flag.name == "SIGINT"
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_a_process_that_is_told_to_stop_finishes_its_step():
     script = """
 import time

@@ -1,0 +1,79 @@
+"""Tasks: what is drawn, which labels the network sees, and which outputs the losses train."""
+
+import dataclasses
+
+import torch
+
+from dist_diffusion.config.resolve import resolve
+from dist_diffusion.config.schema import ClassifierRecipe, DataOptions, DiffusionRecipe
+from dist_diffusion.diffusion.options import DiffusionOptions, ObjectiveOptions
+from dist_diffusion.tasks.build import build
+from dist_diffusion.tasks.diffusion import DiffusionTask
+from dist_diffusion.tasks.task import TaskBatch, to_unit_range
+
+RECIPE = resolve(
+    DiffusionRecipe(data=DataOptions(image_size=8), objective=ObjectiveOptions(p_uncond=0.5)), num_classes=4
+)
+IMAGES = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def batch_for(task: object, labels: torch.Tensor) -> TaskBatch:
+    drawn = {d.name: torch.stack([d.at(0, j) for j in range(len(labels))]) for d in task.draws}  # type: ignore[attr-defined]
+    return TaskBatch(IMAGES[: len(labels)], labels, drawn)
+
+
+def test_dropped_labels_become_the_last_row_and_no_others() -> None:
+    task = build(RECIPE)
+    assert isinstance(task, DiffusionTask)
+    batch = batch_for(task, torch.tensor([0, 1, 2, 3, 0, 1]))
+    seen = task.labels(batch)
+    dropped = batch.draws["dropped_label"]
+    assert dropped.any() and not dropped.all()
+    assert seen is not None and torch.equal(seen, torch.where(dropped, torch.tensor(4), batch.labels))
+
+
+def test_an_unconditional_model_sees_no_labels() -> None:
+    model = dataclasses.replace(DiffusionRecipe().model, num_classes=0)
+    recipe = resolve(DiffusionRecipe(data=DataOptions(image_size=8), model=model), num_classes=4)
+    task = build(recipe)
+    assert isinstance(task, DiffusionTask)
+    assert task.labels(batch_for(task, torch.zeros(2, dtype=torch.long))) is None
+
+
+def test_the_hybrid_loss_is_exact_for_the_true_noise_and_trains_each_half_alone() -> None:
+    """L_simple reaches only eps, the bound only the variance (arXiv 2102.09672, section 3.1)."""
+    task = build(RECIPE)
+    batch = batch_for(task, torch.tensor([0, 1, 2, 3, 0, 1]))
+    fraction = torch.zeros(6, 3, 8, 8, requires_grad=True)
+    eps = batch.draws["noise"].clone().requires_grad_()
+    made = task.loss(lambda x, t, y: torch.cat([eps, fraction], dim=1), batch)
+    assert made.log["mse"].abs().max() == 0
+    made.loss.backward()
+    assert eps.grad is not None and not eps.grad.any()
+    assert fraction.grad is not None and fraction.grad.any()
+
+
+def test_the_simple_loss_of_a_zero_network_is_the_noises_power() -> None:
+    options = DiffusionOptions(variance="fixed_small")
+    recipe = DiffusionRecipe(
+        data=DataOptions(image_size=8), diffusion=options, objective=ObjectiveOptions(loss="simple")
+    )
+    task = build(resolve(recipe, num_classes=4))
+    batch = batch_for(task, torch.tensor([0, 1, 2]))
+    made = task.loss(lambda x, t, y: torch.zeros_like(x), batch)
+    torch.testing.assert_close(made.loss, batch.draws["noise"].pow(2).mean())
+
+
+def test_the_classifier_task_scores_logits() -> None:
+    task = build(resolve(ClassifierRecipe(data=DataOptions(image_size=8)), num_classes=4))
+    labels = torch.tensor([0, 1, 2, 3])
+    perfect = 100.0 * torch.eye(4)
+    made = task.loss(lambda x, t, y: perfect, batch_for(task, labels))
+    assert made.log["accuracy"].tolist() == [1, 1, 1, 1]
+    assert made.loss < 1e-6
+    wrong = task.loss(lambda x, t, y: perfect.roll(1, 1), batch_for(task, labels))
+    assert wrong.log["accuracy"].sum() == 0
+
+
+def test_pixels_span_the_unit_range() -> None:
+    assert to_unit_range(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
