@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from dist_diffusion.diffusion.options import DiffusionOptions
+from dist_diffusion.diffusion.parameterizations import eps_from_v
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,15 @@ def from_x0(x_t: torch.Tensor, level: Level, x0: torch.Tensor, log_variance: tor
     return Prediction(x0, (x_t - level.alpha * x0) / level.sigma, log_variance)
 
 
-def eps_denoiser(model: Model, options: DiffusionOptions) -> Denoiser:
-    """The denoiser of a network that predicts noise, and its step's variance where that is learned."""
+def model_denoiser(model: Model, options: DiffusionOptions) -> Denoiser:
+    """The denoiser of a network that predicts noise or v, and its step's variance where that is learned."""
 
     def denoise(x_t: torch.Tensor, level: Level, labels: torch.Tensor | None) -> Prediction:
         time = torch.full((len(x_t),), level.model_time, device=x_t.device)
         output = model(x_t, time, labels).float()
         eps = output[:, : x_t.shape[1]]
+        if options.prediction == "v":
+            eps = eps_from_v(x_t, eps, level.alpha, level.sigma)
         return from_eps(x_t, level, eps, step_log_variance(options, level, output))
 
     return denoise

@@ -46,9 +46,15 @@ def at(table: torch.Tensor, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor
     return table.to(t.device)[t].float().view(-1, *[1] * (like.ndim - 1))
 
 
+def signal_and_noise(process: Process, t: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """alpha = sqrt(alpha_bar) and sigma = sqrt(1 - alpha_bar) at timesteps t, broadcastable over `like`."""
+    return at(process.alpha_bar.sqrt(), t, like), at((1 - process.alpha_bar).sqrt(), t, like)
+
+
 def q_sample(process: Process, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps (arXiv 2006.11239, equation 4)."""
-    return at(process.alpha_bar.sqrt(), t, x0) * x0 + at((1 - process.alpha_bar).sqrt(), t, x0) * noise
+    alpha, sigma = signal_and_noise(process, t, x0)
+    return alpha * x0 + sigma * noise
 
 
 def posterior_mean(x0: torch.Tensor, x_t: torch.Tensor, level: Level, following: Level) -> torch.Tensor:

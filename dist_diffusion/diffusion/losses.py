@@ -13,9 +13,9 @@ def mean_flat(values: torch.Tensor) -> torch.Tensor:
     return values.flatten(1).mean(1)
 
 
-def simple(eps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """L_simple (arXiv 2006.11239, equation 14): the noise's squared error, (N,)."""
-    return mean_flat((noise - eps) ** 2)
+def simple(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """L_simple (arXiv 2006.11239, equation 14): the squared error of what the network predicts, (N,)."""
+    return mean_flat((target - predicted) ** 2)
 
 
 def variational_bound(

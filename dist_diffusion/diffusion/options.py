@@ -10,7 +10,8 @@ class DiffusionOptions:
 
     schedule: Literal["linear", "cosine"] = "linear"
     num_timesteps: int = 1000
-    prediction: Literal["eps"] = "eps"
+    prediction: Literal["eps", "v"] = "eps"
+    """What the network's output means: the noise, or v = alpha eps - sigma x0."""
     variance: Literal["learned_range", "fixed_small", "fixed_large"] = "learned_range"
 
 

@@ -8,7 +8,7 @@ import torch
 
 from dist_diffusion.config.schema import ClassifierRecipe, DiffusionRecipe
 from dist_diffusion.diffusion import samplers
-from dist_diffusion.diffusion.denoiser import Denoiser, clipped, eps_denoiser
+from dist_diffusion.diffusion.denoiser import Denoiser, clipped, model_denoiser
 from dist_diffusion.diffusion.guidance import (
     Gradient,
     classifier_free,
@@ -76,12 +76,12 @@ def diffusion_recipe(model: LoadedModel) -> tuple[DiffusionRecipe, UNetOptions]:
 
 def base_denoiser(models: Models, guidance: GuidanceOptions, recipe: DiffusionRecipe) -> Denoiser:
     """The conditional branch, or with cfg and both the classifier-free mix."""
-    conditional = eps_denoiser(models.model.module, recipe.diffusion)
+    conditional = model_denoiser(models.model.module, recipe.diffusion)
     if guidance.mode not in ("cfg", "both"):
         return conditional
     if models.unconditional is not None:
         reference, _ = diffusion_recipe(models.unconditional)
-        other = eps_denoiser(models.unconditional.module, reference.diffusion)
+        other = model_denoiser(models.unconditional.module, reference.diffusion)
         return guided_by_model(conditional, other, guidance.cfg_scale)
     assert recipe.model.num_classes
     return classifier_free(conditional, guidance.cfg_scale, null_label=recipe.model.num_classes)

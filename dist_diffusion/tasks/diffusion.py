@@ -4,7 +4,8 @@ import torch
 
 from dist_diffusion.config.schema import DiffusionRecipe
 from dist_diffusion.diffusion import losses
-from dist_diffusion.diffusion.gaussians import make_process, q_sample
+from dist_diffusion.diffusion.gaussians import make_process, q_sample, signal_and_noise
+from dist_diffusion.diffusion.parameterizations import eps_from_v, velocity
 from dist_diffusion.diffusion.schedules import betas
 from dist_diffusion.diffusion.timesteps import uniform_timesteps
 from dist_diffusion.draws import Bernoulli, Draw, Normal, Uniform
@@ -18,6 +19,7 @@ class DiffusionTask:
         model = recipe.model
         assert model.image_size is not None and model.num_classes is not None
         self.process = make_process(betas(recipe.diffusion))
+        self.predicts_v = recipe.diffusion.prediction == "v"
         self.hybrid = recipe.objective.loss == "hybrid"
         self.num_classes = model.num_classes
         shape = (model.in_channels, model.image_size, model.image_size)
@@ -33,8 +35,13 @@ class DiffusionTask:
         t = uniform_timesteps(batch.draws["timestep"], self.process.num_timesteps)
         x_t = q_sample(self.process, x0, t, noise)
         output = forward(x_t, t, self.labels(batch)).float()
-        eps = output[:, : x0.shape[1]]
-        per_sample = losses.simple(eps, noise)
+        predicted = output[:, : x0.shape[1]]
+        alpha, sigma = signal_and_noise(self.process, t, x0)
+        if self.predicts_v:
+            per_sample = losses.simple(predicted, velocity(x0, noise, alpha, sigma))
+            eps = eps_from_v(x_t, predicted, alpha, sigma)
+        else:
+            per_sample, eps = losses.simple(predicted, noise), predicted
         log = {"mse": per_sample.detach()}
         if self.hybrid:
             fraction = output[:, x0.shape[1] :]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dist_diffusion.diffusion import losses, samplers, schedules
-from dist_diffusion.diffusion.denoiser import Level, clipped, eps_denoiser
+from dist_diffusion.diffusion.denoiser import Level, clipped, model_denoiser
 from dist_diffusion.diffusion.gaussians import make_process, q_sample
 from dist_diffusion.diffusion.guidance import score_shifted
 from dist_diffusion.diffusion.options import DiffusionOptions
@@ -77,7 +77,7 @@ def test_hybrid_loss(name: str) -> None:
 def test_samplers(name: str, learn_sigma: bool, case: str) -> None:
     variance = "learned_range" if learn_sigma else "fixed_large"
     options = DiffusionOptions(schedule=name, variance=variance)
-    denoiser = clipped(eps_denoiser(stand_in(learn_sigma), options))
+    denoiser = clipped(model_denoiser(stand_in(learn_sigma), options))
     x, generator = torch.tensor(SAMPLERS["x_T"]), torch.Generator().manual_seed(31 + META["salt"])
     levels = schedules.sampling_levels(options, META["ddpm_spec" if "ddpm" in case else "ddim_spec"])
 

@@ -1,14 +1,16 @@
 """Guidance and samplers against closed forms: a Gaussian target has an exact denoiser, score and classifier."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
 from dist_diffusion.diffusion import samplers
-from dist_diffusion.diffusion.denoiser import Level, Prediction, clipped, eps_denoiser, from_eps
+from dist_diffusion.diffusion.denoiser import Level, Prediction, clipped, from_eps, model_denoiser
 from dist_diffusion.diffusion.guidance import classifier_free, classifier_gradient, guided_by_model, score_shifted
 from dist_diffusion.diffusion.options import DiffusionOptions
+from dist_diffusion.diffusion.parameterizations import velocity
 from dist_diffusion.diffusion.schedules import respace, sampling_levels
 from dist_diffusion.errors import ConfigError
 
@@ -34,7 +36,7 @@ def test_ddim_maps_noise_to_the_gaussian_target_exactly() -> None:
     noise = noise_of(0, (1, 1, 1, 64))
     z = noise()
     levels = sampling_levels(OPTIONS, "1000")
-    x = samplers.ddim(eps_denoiser(gaussian_eps, OPTIONS), levels, z, noise, None)
+    x = samplers.ddim(model_denoiser(gaussian_eps, OPTIONS), levels, z, noise, None)
     start = levels[0]
     scale = math.sqrt((start.alpha * STD) ** 2 + start.sigma**2)
     torch.testing.assert_close(x, MEAN + STD * (z - start.alpha * MEAN) / scale, atol=8e-3, rtol=0)
@@ -43,7 +45,7 @@ def test_ddim_maps_noise_to_the_gaussian_target_exactly() -> None:
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_stochastic_samplers_have_the_targets_moments(sampler: str) -> None:
     noise = noise_of(1, (1, 1, 1, 20_000))
-    levels, denoiser = sampling_levels(OPTIONS, "1000"), eps_denoiser(gaussian_eps, OPTIONS)
+    levels, denoiser = sampling_levels(OPTIONS, "1000"), model_denoiser(gaussian_eps, OPTIONS)
     if sampler == "ddpm":
         x = samplers.ddpm(denoiser, levels, noise(), noise, None)
     else:
@@ -53,7 +55,7 @@ def test_stochastic_samplers_have_the_targets_moments(sampler: str) -> None:
 
 def test_ddim_with_eta_one_is_ancestral_sampling() -> None:
     """At eta = 1 a DDIM step is the DDPM step with the posterior's variance (arXiv 2010.02502, section 4.1)."""
-    levels, denoiser = sampling_levels(OPTIONS, "50"), eps_denoiser(gaussian_eps, OPTIONS)
+    levels, denoiser = sampling_levels(OPTIONS, "50"), model_denoiser(gaussian_eps, OPTIONS)
     first, second = noise_of(2, (4, 1, 2, 2)), noise_of(2, (4, 1, 2, 2))
     # The last step differs: DDIM's has no noise because its sigma is 0, DDPM's because it is the last.
     a = samplers.ddpm(denoiser, levels, first(), first, None)
@@ -72,7 +74,7 @@ LEVEL = sampling_levels(LEARNED, "10")[4]
 
 
 def test_classifier_free_scale_1_is_conditional_and_0_unconditional() -> None:
-    denoiser, x, labels = eps_denoiser(labelled_model, LEARNED), torch.randn(3, 3, 4, 4), torch.tensor([1, 2, 3])
+    denoiser, x, labels = model_denoiser(labelled_model, LEARNED), torch.randn(3, 3, 4, 4), torch.tensor([1, 2, 3])
     conditional = denoiser(x, LEVEL, labels)
     unconditional = denoiser(x, LEVEL, torch.tensor([10, 10, 10]))
     for scale, expected in [(1.0, conditional.eps), (0.0, unconditional.eps)]:
@@ -85,7 +87,7 @@ def test_classifier_free_scale_1_is_conditional_and_0_unconditional() -> None:
 
 
 def test_a_separate_unconditional_model_is_mixed_alike() -> None:
-    denoiser, x, labels = eps_denoiser(labelled_model, LEARNED), torch.randn(2, 3, 4, 4), torch.tensor([1, 2])
+    denoiser, x, labels = model_denoiser(labelled_model, LEARNED), torch.randn(2, 3, 4, 4), torch.tensor([1, 2])
     made = guided_by_model(denoiser, denoiser, 2.0)(x, LEVEL, labels)
     expected = 2 * denoiser(x, LEVEL, labels).eps - denoiser(x, LEVEL, None).eps
     torch.testing.assert_close(made.eps, expected)
@@ -116,7 +118,7 @@ def test_an_exact_classifier_turns_the_unconditional_model_into_the_conditional(
 
 
 def test_clipping_keeps_x_t_consistent() -> None:
-    denoiser, x = clipped(eps_denoiser(labelled_model, LEARNED)), 3 * torch.randn(2, 3, 4, 4)
+    denoiser, x = clipped(model_denoiser(labelled_model, LEARNED)), 3 * torch.randn(2, 3, 4, 4)
     x0, eps, _ = denoiser(x, LEVEL, torch.tensor([0, 1]))
     assert x0.abs().max() <= 1
     torch.testing.assert_close(LEVEL.alpha * x0 + LEVEL.sigma * eps, x)
@@ -141,3 +143,18 @@ def test_respacing_errors_say_what_would_work(spec: str, part: str) -> None:
         respace(spec, 1000)
     assert spec in str(caught.value)
     assert part in str(caught.value)
+
+
+def test_a_v_network_is_the_same_denoiser_as_its_eps_twin() -> None:
+    """v = alpha eps - sigma x0 says the same as eps about x_t."""
+
+    def v_model(x: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        eps, rest = labelled_model(x, time, labels).chunk(2, dim=1)
+        x0 = (x - LEVEL.sigma * eps) / LEVEL.alpha
+        return torch.cat([velocity(x0, eps, LEVEL.alpha, LEVEL.sigma), rest], dim=1)
+
+    x, labels = torch.randn(2, 3, 4, 4), torch.tensor([0, 1])
+    ours = model_denoiser(v_model, dataclasses.replace(LEARNED, prediction="v"))(x, LEVEL, labels)
+    twin = model_denoiser(labelled_model, LEARNED)(x, LEVEL, labels)
+    for made, expected in zip(ours, twin, strict=True):
+        torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)

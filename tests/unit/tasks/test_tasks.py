@@ -11,9 +11,8 @@ from dist_diffusion.tasks.build import build
 from dist_diffusion.tasks.diffusion import DiffusionTask
 from dist_diffusion.tasks.task import TaskBatch, to_unit_range
 
-RECIPE = resolve(
-    DiffusionRecipe(data=DataOptions(image_size=8), objective=ObjectiveOptions(p_uncond=0.5)), num_classes=4
-)
+DATA = DataOptions(image_size=8)
+RECIPE = resolve(DiffusionRecipe(data=DATA, objective=ObjectiveOptions(p_uncond=0.5)), num_classes=4)
 IMAGES = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -34,7 +33,7 @@ def test_dropped_labels_become_the_last_row_and_no_others() -> None:
 
 def test_an_unconditional_model_sees_no_labels() -> None:
     model = dataclasses.replace(DiffusionRecipe().model, num_classes=0)
-    recipe = resolve(DiffusionRecipe(data=DataOptions(image_size=8), model=model), num_classes=4)
+    recipe = resolve(DiffusionRecipe(data=DATA, model=model), num_classes=4)
     task = build(recipe)
     assert isinstance(task, DiffusionTask)
     assert task.labels(batch_for(task, torch.zeros(2, dtype=torch.long))) is None
@@ -55,9 +54,7 @@ def test_the_hybrid_loss_is_exact_for_the_true_noise_and_trains_each_half_alone(
 
 def test_the_simple_loss_of_a_zero_network_is_the_noises_power() -> None:
     options = DiffusionOptions(variance="fixed_small")
-    recipe = DiffusionRecipe(
-        data=DataOptions(image_size=8), diffusion=options, objective=ObjectiveOptions(loss="simple")
-    )
+    recipe = DiffusionRecipe(data=DATA, diffusion=options, objective=ObjectiveOptions(loss="simple"))
     task = build(resolve(recipe, num_classes=4))
     batch = batch_for(task, torch.tensor([0, 1, 2]))
     made = task.loss(lambda x, t, y: torch.zeros_like(x), batch)
@@ -65,7 +62,7 @@ def test_the_simple_loss_of_a_zero_network_is_the_noises_power() -> None:
 
 
 def test_the_classifier_task_scores_logits() -> None:
-    task = build(resolve(ClassifierRecipe(data=DataOptions(image_size=8)), num_classes=4))
+    task = build(resolve(ClassifierRecipe(data=DATA), num_classes=4))
     labels = torch.tensor([0, 1, 2, 3])
     perfect = 100.0 * torch.eye(4)
     made = task.loss(lambda x, t, y: perfect, batch_for(task, labels))
@@ -77,3 +74,18 @@ def test_the_classifier_task_scores_logits() -> None:
 
 def test_pixels_span_the_unit_range() -> None:
     assert to_unit_range(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
+
+
+def test_v_prediction_is_exact_for_the_true_v() -> None:
+    recipe = dataclasses.replace(RECIPE, diffusion=DiffusionOptions(prediction="v"))
+    task = build(recipe)
+    assert isinstance(task, DiffusionTask)
+    batch = batch_for(task, torch.tensor([0, 1, 2, 3, 0, 1]))
+    x0, noise = to_unit_range(batch.images), batch.draws["noise"]
+
+    def exact(x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        alpha = task.process.alpha_bar[t].sqrt().float().view(-1, 1, 1, 1)
+        v = alpha * noise - (1 - alpha**2).sqrt() * x0
+        return torch.cat([v, torch.zeros_like(v)], dim=1)
+
+    assert task.loss(exact, batch).log["mse"].max() < 1e-10
