@@ -1,5 +1,8 @@
 """Errors that a user or a launcher acts on. Each takes one message: which file, key, shard or rank, and what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 DONE = 0
 BUG = 1
 USER_ERROR = 2
@@ -19,6 +22,16 @@ class DistDiffusionError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
+
+
+@contextmanager
+def alike() -> Iterator[None]:
+    """For work that is the same in every rank, such as reading a recipe: its error is told once, by rank 0."""
+    try:
+        yield
+    except DistDiffusionError as error:
+        error.agreed = True
+        raise
 
 
 class ConfigError(DistDiffusionError):

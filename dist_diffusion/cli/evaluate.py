@@ -2,19 +2,18 @@
 
 from collections.abc import Sequence
 
-from dist_diffusion.cli.common import told_alike
 from dist_diffusion.config.load import load, to_yaml
 from dist_diffusion.config.schema import EvaluateRecipe
 from dist_diffusion.distributed.environment import Topology
-from dist_diffusion.errors import LaunchError
+from dist_diffusion.errors import LaunchError, alike
 
 
 def run(config: str, overrides: Sequence[str], print_config: bool, topology: Topology) -> None:
     """Compares samples with a reference, in one process."""
-    with told_alike():
+    with alike():
         recipe = load(EvaluateRecipe, config, overrides)
         if print_config:
-            print(to_yaml(recipe), end="")
+            print(to_yaml(recipe) if topology.rank == 0 else "", end="")
             return
         if topology.world_size > 1:
             raise LaunchError(f"evaluate runs in one process, this launch has {topology.world_size}: start it alone")

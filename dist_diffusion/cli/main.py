@@ -27,7 +27,11 @@ VERDICT_VARIABLE = "DIST_DIFFUSION_VERDICT"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script. Never returns."""
-    arguments = parser().parse_args(argv)
+    arguments, rest = parser().parse_known_args(argv)
+    overrides = [*arguments.overrides, *rest]
+    flags = [text for text in overrides if text.startswith("-")]
+    if flags:
+        parser().error(f"unknown option {flags[0]}")
     topology = None
     try:
         topology = resolve(os.environ)
@@ -35,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             die_with_parent()
         check_ranks_used(topology, os.environ)
         command = importlib.import_module(f"dist_diffusion.cli.{arguments.command}")
-        command.run(arguments.config, arguments.overrides, arguments.print_config, topology)
+        command.run(arguments.config, overrides, arguments.print_config, topology)
     except DistDiffusionError as error:
         leave(error, topology)
     except Exception as error:

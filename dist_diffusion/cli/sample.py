@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from dist_diffusion.cli.common import told_alike
 from dist_diffusion.config.checks import check_sample
 from dist_diffusion.config.load import load, to_yaml
 from dist_diffusion.config.schema import SampleRecipe
 from dist_diffusion.distributed.environment import Topology
+from dist_diffusion.errors import alike
 
 PEER_TIMEOUT_S = 6 * 3600.0
 """A rank that is done waits this long for the others' last shard."""
@@ -14,10 +14,10 @@ PEER_TIMEOUT_S = 6 * 3600.0
 
 def run(config: str, overrides: Sequence[str], print_config: bool, topology: Topology) -> None:
     """Starts or goes on with the job of out."""
-    with told_alike():
+    with alike():
         recipe = load(SampleRecipe, config, overrides)
         if print_config:
-            print(to_yaml(recipe), end="")
+            print(to_yaml(recipe) if topology.rank == 0 else "", end="")
             return
         check_sample(recipe)
     from dist_diffusion.distributed import group as groups

@@ -3,19 +3,19 @@
 import os
 from collections.abc import Sequence
 
-from dist_diffusion.cli.common import told_alike
 from dist_diffusion.config.checks import check_train
 from dist_diffusion.config.load import load_train, to_yaml
 from dist_diffusion.distributed.environment import Topology
 from dist_diffusion.engine.ds_config import checked_extra
+from dist_diffusion.errors import alike
 
 
 def run(config: str, overrides: Sequence[str], print_config: bool, topology: Topology) -> None:
     """Starts or resumes the run of run_dir."""
-    with told_alike():
+    with alike():
         recipe = load_train(config, overrides)
         if print_config:
-            print(to_yaml(recipe), end="")
+            print(to_yaml(recipe) if topology.rank == 0 else "", end="")
             return
         check_train(recipe, topology.world_size)
         checked_extra(recipe.deepspeed.extra)

@@ -1,27 +1,47 @@
 """What the types cannot say of a recipe: found before anything is started."""
 
+import functools
+from typing import Any
+
 from dist_diffusion.config.schema import DiffusionRecipe, SampleRecipe, TrainRecipe
+from dist_diffusion.diffusion.options import SamplerOptions
 from dist_diffusion.errors import ConfigError
+
+MIN_TIMESTEPS = 21
+"""The linear schedule's last beta is 20 / T: below 1 only from here on."""
 
 
 def require(recipe: object, *keys: str) -> None:
     """ConfigError for the first of `keys` that is not given."""
     for key in keys:
-        value = recipe
-        for part in key.split("."):
-            value = getattr(value, part)
-        if value is None:
+        if get(recipe, key) is None:
             raise ConfigError(f"{key} is not given: add {key}=... to the command line or the recipe")
+
+
+def get(recipe: object, key: str) -> Any:
+    """The value of a dotted key."""
+    return functools.reduce(getattr, key.split("."), recipe)
+
+
+POSITIVE = (
+    "threads",
+    "train.steps",
+    "train.global_batch",
+    "train.log_every",
+    "checkpoint.every",
+    "engine.max_nonfinite_steps",
+    "data.image_size",
+    "data.shuffle_block",
+)
 
 
 def check_train(recipe: TrainRecipe, world_size: int) -> None:
     """Settings that contradict each other or the number of ranks."""
     require(recipe, "run_dir", "data.shards")
     batch, micro = recipe.train.global_batch, recipe.train.micro_batch
-    for key, value in [("train.global_batch", batch), ("train.steps", recipe.train.steps)]:
-        _positive(key, value)
-    _positive("train.log_every", recipe.train.log_every)
-    _positive("checkpoint.every", recipe.checkpoint.every)
+    for key in POSITIVE:
+        at_least(recipe, key, 1)
+    at_least(recipe, "checkpoint.keep", 0)
     if batch % world_size:
         raise ConfigError(f"train.global_batch={batch} is not divisible by the {world_size} ranks")
     if micro is not None and (micro < 1 or (batch // world_size) % micro):
@@ -31,13 +51,17 @@ def check_train(recipe: TrainRecipe, world_size: int) -> None:
         raise ConfigError(f"data.canonical_streams={streams} does not divide train.global_batch={batch}")
     _check_engine(recipe)
     _check_exports(recipe)
+    _check_numbers(recipe)
     if isinstance(recipe, DiffusionRecipe):
         _check_objective(recipe)
+        _check_preview(recipe)
 
 
-def _positive(key: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{key}={value}: expected 1 or more")
+def at_least(recipe: object, key: str, smallest: int) -> None:
+    """ConfigError where a number that is given is smaller."""
+    value = get(recipe, key)
+    if value is not None and value < smallest:
+        raise ConfigError(f"{key}={value}: expected {smallest} or more")
 
 
 def _check_engine(recipe: TrainRecipe) -> None:
@@ -46,6 +70,37 @@ def _check_engine(recipe: TrainRecipe) -> None:
         raise ConfigError(f"engine.zero_stage={stage}: expected 0, 1, 2 or 3")
     if stage == 0 and recipe.engine.precision == "bf16":
         raise ConfigError("engine.precision=bf16 at engine.zero_stage=0 trains differently: use stage 1, or autocast")
+
+
+def _check_numbers(recipe: TrainRecipe) -> None:
+    if recipe.diffusion.num_timesteps < MIN_TIMESTEPS:
+        raise ConfigError(f"diffusion.num_timesteps={recipe.diffusion.num_timesteps}: expected {MIN_TIMESTEPS} or more")
+    for decay in recipe.ema.decays:
+        if not 0 <= decay < 1:
+            raise ConfigError(f"ema.decays holds {decay}: expected 0 or more and below 1")
+    if recipe.optim.lr <= 0 or not all(0 <= beta < 1 for beta in recipe.optim.betas):
+        raise ConfigError(
+            f"optim.lr={recipe.optim.lr}, optim.betas={list(recipe.optim.betas)}: expected lr > 0, betas in [0, 1)"
+        )
+    if recipe.model.in_channels != 3:
+        raise ConfigError(f"model.in_channels={recipe.model.in_channels}: images are RGB, expected 3")
+
+
+def _check_preview(recipe: DiffusionRecipe) -> None:
+    at_least(recipe, "preview.num_images", 0)
+    at_least(recipe, "preview.every_commits", 1)
+    _check_sampler("preview.sampler", recipe.preview.sampler)
+    if recipe.preview.num_images and recipe.preview.cfg_scale != 1 and not recipe.objective.p_uncond:
+        raise ConfigError(
+            f"preview.cfg_scale={recipe.preview.cfg_scale} needs a model with label dropout: objective.p_uncond is 0"
+        )
+
+
+def _check_sampler(key: str, sampler: SamplerOptions) -> None:
+    if not 0 <= sampler.eta <= 1:
+        raise ConfigError(f"{key}.eta={sampler.eta}: expected 0 to 1")
+    if sampler.eta and sampler.name != "ddim":
+        raise ConfigError(f"{key}.eta={sampler.eta} is DDIM's; {key}.name is {sampler.name}")
 
 
 def _check_exports(recipe: TrainRecipe) -> None:
@@ -68,11 +123,10 @@ def _check_objective(recipe: DiffusionRecipe) -> None:
 def check_sample(recipe: SampleRecipe) -> None:
     """Settings of a sampling job that contradict each other."""
     require(recipe, "model", "out")
-    for key in ("num_samples", "batch_size", "shard_size"):
-        _positive(key, getattr(recipe, key))
+    for key in ("num_samples", "batch_size", "shard_size", "threads"):
+        at_least(recipe, key, 1)
     if recipe.shard_size % recipe.batch_size:
         raise ConfigError(f"shard_size={recipe.shard_size} is not a multiple of batch_size={recipe.batch_size}")
     if recipe.guidance.mode in ("classifier", "both"):
         require(recipe, "guidance.classifier")
-    if recipe.sampler.eta and recipe.sampler.name != "ddim":
-        raise ConfigError(f"sampler.eta={recipe.sampler.eta} is DDIM's; sampler.name is {recipe.sampler.name}")
+    _check_sampler("sampler", recipe.sampler)

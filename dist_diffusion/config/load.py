@@ -1,6 +1,7 @@
 """Recipes from YAML files with a `base:` chain and dotted overrides; the only user of OmegaConf."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +38,9 @@ def from_dict(content: dict[str, Any], source: str) -> TrainRecipe:
     task = content.get("task")
     if task not in TASKS:
         raise ConfigError(f"{source}: its recipe has task={task}; this version knows {', '.join(TASKS)}")
+    # An interpolation would be resolved from this process's environment, which a foreign file has no business with.
+    if "${" in json.dumps(content):
+        raise ConfigError(f"{source}: its recipe has an interpolation (${{...}}); a resolved one has none")
     return _typed(TASKS[task], [(source, OmegaConf.create(content))])
 
 
@@ -80,7 +84,10 @@ def _override(text: str) -> DictConfig:
     key, equals, _ = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"{text!r} on the command line: expected dotted.key=value")
-    return OmegaConf.from_dotlist([text])
+    try:
+        return OmegaConf.from_dotlist([text])
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{text!r} on the command line: {str(error).splitlines()[0]}") from error
 
 
 def _typed(schema: type[Recipe], layers: Sequence[tuple[str, DictConfig]]) -> Recipe:
@@ -90,7 +97,10 @@ def _typed(schema: type[Recipe], layers: Sequence[tuple[str, DictConfig]]) -> Re
             merged = OmegaConf.merge(merged, content)
         except (OmegaConfBaseException, TypeError, ValueError) as error:
             raise ConfigError(f"{source}: {_explain(error)}") from error
-    recipe = OmegaConf.to_object(merged)
+    try:
+        recipe = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{layers[0][0]}: {_explain(error)}") from error
     assert isinstance(recipe, schema)
     return recipe
 
@@ -103,6 +113,6 @@ def _explain(error: Exception) -> str:
         return message
     last = key.rpartition(".")[2]
     if message.startswith(f"Key '{last}' not in"):
-        hint = message.partition("Did you mean:")[2].strip()
+        hint = message.partition("Did you mean:")[2].strip(" ?")
         return f"unknown key {key}" + (f"; did you mean {hint}?" if hint else "")
     return f"{key}: {message}"

@@ -26,12 +26,20 @@ def resolve(recipe: TrainRecipe, num_classes: int) -> TrainRecipe:
 
 def _unet(recipe: DiffusionRecipe, classes: int) -> UNetOptions:
     learned = recipe.diffusion.variance == "learned_range"
+    derived = {
+        "out_channels": recipe.model.in_channels * (2 if learned else 1),
+        "null_label": recipe.objective.p_uncond > 0,
+    }
+    for key, value in derived.items():
+        given = getattr(recipe.model, key)
+        if given not in (None, value):
+            raise ConfigError(f"model.{key}={given}, but the rest of the recipe makes it {value}: leave it out")
     if recipe.objective.p_uncond and not classes:
         raise ConfigError("objective.p_uncond > 0 needs a class-conditional model: leave model.num_classes out")
     return dataclasses.replace(
         recipe.model,
         image_size=recipe.data.image_size,
-        out_channels=recipe.model.in_channels * (2 if learned else 1),
         num_classes=classes,
-        null_label=recipe.objective.p_uncond > 0,
+        out_channels=derived["out_channels"],
+        null_label=bool(derived["null_label"]),
     )

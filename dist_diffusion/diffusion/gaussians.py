@@ -1,7 +1,7 @@
 """The Gaussians of a discrete diffusion process, for one level (sampling) or a batch of timesteps (training)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -26,6 +26,10 @@ class Process:
         """T."""
         return len(self.beta)
 
+    def to(self, device: torch.device) -> "Process":
+        """The tables on a device, so that looking one up copies nothing."""
+        return Process(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
 
 def make_process(beta: torch.Tensor) -> Process:
     """The tables that follow from the variances beta (arXiv 2006.11239, equations 4 and 7)."""
@@ -43,7 +47,7 @@ def make_process(beta: torch.Tensor) -> Process:
 
 def at(table: torch.Tensor, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Entries of a table for timesteps t (N,), in float32, broadcastable over `like` (N, ...)."""
-    return table.to(t.device)[t].float().view(-1, *[1] * (like.ndim - 1))
+    return table[t].float().view(-1, *[1] * (like.ndim - 1))
 
 
 def signal_and_noise(process: Process, t: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

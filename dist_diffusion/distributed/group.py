@@ -28,6 +28,8 @@ class Group:
 def start(topology: Topology, timeout_s: float) -> Group:
     """Joins the process group (one of size 1 where there is no launcher)."""
     device = choose_device(topology.local_rank)
+    # fp32 means fp32: the fast formats are chosen by engine.precision alone.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     export_environment(topology)
     dist.init_process_group(
@@ -41,9 +43,21 @@ def choose_device(local_rank: int) -> torch.device:
     """The rank's GPU where there is one, else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    device = torch.device("cuda", device_index(local_rank))
     torch.cuda.set_device(device)
     return device
+
+
+def device_index(local_rank: int) -> int:
+    """Which of the visible GPUs a rank uses; without GPUs, its local rank."""
+    return local_rank % torch.cuda.device_count() if torch.cuda.is_available() else local_rank
+
+
+def set_deterministic(deterministic: bool) -> None:
+    """Chooses kernels on GPUs whose results do not vary from run to run; slower."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
 
 
 def set_threads(threads: int | None, topology: Topology) -> int:
@@ -59,10 +73,12 @@ def set_threads(threads: int | None, topology: Topology) -> int:
 def export_environment(topology: Topology) -> None:
     """Agrees on the rendezvous and sets the five variables that torch and DeepSpeed read."""
     address, port = rendezvous(topology)
+    # DeepSpeed insists that it equals LOCAL_RANK, which may be torchrun's inside of mpirun's.
+    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
     os.environ.update(
         RANK=str(topology.rank),
         WORLD_SIZE=str(topology.world_size),
-        LOCAL_RANK=str(topology.local_rank),
+        LOCAL_RANK=str(device_index(topology.local_rank)),
         MASTER_ADDR=address,
         MASTER_PORT=str(port),
     )

@@ -15,13 +15,13 @@ from typing import Any
 
 from dist_diffusion.config.load import to_dict
 from dist_diffusion.config.schema import TrainRecipe
-from dist_diffusion.distributed.agreement import gather, on_rank_zero, together
+from dist_diffusion.distributed.agreement import any_of, broadcast, on_rank_zero, together
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.engine import slices, state
 from dist_diffusion.engine.ema import ema_key
 from dist_diffusion.engine.engine import TrainingEngine
 from dist_diffusion.engine.slices import MASTER, Slices, Snapshot
-from dist_diffusion.errors import CheckpointError, DistDiffusionError, StorageError
+from dist_diffusion.errors import CheckpointError, DistDiffusionError, RunInUseError, StorageError, alike
 from dist_diffusion.storage import committed, files, publish
 from dist_diffusion.storage.committed import Committed, FileRecord
 from dist_diffusion.weights import files as weight_files
@@ -56,8 +56,11 @@ class Job:
 class Checkpointer:
     """Saves to and restores from a folder of commits, one save in flight."""
 
-    def __init__(self, folder: str, recipe: TrainRecipe, group: Group, attempt: str, say: Say) -> None:
+    def __init__(
+        self, folder: str, recipe: TrainRecipe, group: Group, attempt: str, say: Say, may_write: Callable[[], bool]
+    ) -> None:
         self.folder, self.recipe, self.group, self.attempt, self.say = folder, recipe, group, attempt, say
+        self._may_write = may_write
         self._thread: threading.Thread | None = None
         self._outcome: Outcome | None = None
 
@@ -76,12 +79,16 @@ class Checkpointer:
         """Whether rank 0 knows the outcome of the save in flight."""
         return self.group.rank == 0 and self._outcome is not None
 
+    def folder_of(self, step: int) -> str:
+        """Where this start commits a step."""
+        return os.path.join(self.folder, f"{step_name(step)}.{self.attempt}")
+
     def save(self, engine: TrainingEngine, step: int, extra: dict[str, Any]) -> None:
         """Begins to commit the state after `step` steps. `extra` is the caller's, JSON, kept as it is."""
         assert not self.in_flight, "one save at a time"
         job = Job(
             step=step,
-            folder=os.path.join(self.folder, f"{step_name(step)}.{self.attempt}"),
+            folder=self.folder_of(step),
             snap=slices.snapshot(engine.deepspeed, engine.ema),
             marker=self._marker(engine, step, extra),
         )
@@ -92,12 +99,16 @@ class Checkpointer:
     def settle(self) -> Outcome:
         """Waits for the save in flight and agrees on its outcome: all ranks call it together."""
         assert self._thread is not None
+        # Short rounds: a commit may take longer than a collective is allowed to.
+        while any_of(self.group, [self._outcome is None])[0]:
+            time.sleep(POLL_S)
         self._thread.join()
         self._thread = None
-        outcome = gather(self.group, self._outcome)[0]
+        outcome = broadcast(self.group, self._outcome)
         assert isinstance(outcome, Outcome)
-        if outcome.error is not None and self.group.rank == 0:
-            self.sweep()
+        if outcome.error is not None:
+            # All threads have ended, and none starts before every rank is told: nobody is writing there now.
+            on_rank_zero(self.group, self._clear_failed)
         return outcome
 
     def newest(self) -> Committed | None:
@@ -106,26 +117,39 @@ class Checkpointer:
         None where nothing was ever committed; CheckpointError where commits exist and none verifies.
         """
         commits = on_rank_zero(self.group, lambda: committed.scan(self.folder))
+        damaged: list[Committed] = []
         for commit in reversed(commits):
             try:
                 together(self.group, lambda commit=commit: self._verify_share(commit))  # type: ignore[misc]
-                return commit
             except (StorageError, CheckpointError) as error:
                 self.say(f"{commit.name} cannot be used: {error}")
+                damaged.append(commit)
+                continue
+            # Otherwise the damaged ones would stay the newest: sampled from, and kept by pruning.
+            for path in on_rank_zero(self.group, lambda: [committed.quarantine(found) for found in damaged]):
+                self.say(f"set aside as {path}")
+            return commit
         if commits:
-            raise CheckpointError(
-                f"{self.folder}: none of its {len(commits)} commits verifies (see above): restore one, or start a "
-                "new run_dir"
-            )
+            with alike():
+                raise CheckpointError(
+                    f"{self.folder}: none of its {len(commits)} commits verifies (see above): restore one, or start a "
+                    "new run_dir"
+                )
         return None
 
     def restore(self, engine: TrainingEngine, commit: Committed) -> None:
         """Fills the engine from a commit of any world size and ZeRO stage."""
-        together(self.group, lambda: state.restore(engine.deepspeed, engine.ema, commit.path, commit.marker["state"]))
+        head = commit.marker["state"]
+        together(self.group, lambda: state.fill(engine.deepspeed, engine.ema, commit.path, head))
+        state.refresh(engine.deepspeed, head)
 
     def sweep(self) -> list[str]:
         """Removes what earlier starts left uncommitted; rank 0 only, which holds the lease."""
         return committed.sweep(self.folder)
+
+    def _clear_failed(self) -> None:
+        with suppress(StorageError):
+            self.sweep()
 
     def _verify_share(self, commit: Committed) -> None:
         if commit.marker and commit.marker["format"] != FORMAT:
@@ -157,15 +181,26 @@ class Checkpointer:
             error = str(caught) if isinstance(caught, DistDiffusionError) else f"{type(caught).__name__}: {caught}"
             report_failure(job.folder, self.group.rank, error)
         self._outcome = Outcome(job.step, time.monotonic() - start, error)
+        if self.group.rank == 0 and error is None:
+            self._prune()
 
     def _commit(self, job: Job) -> None:
-        """Rank 0: wait for every rank's file, make the exports, mark, prune."""
+        """Rank 0: wait for every rank's file, make the exports, mark."""
         records = await_ranks(job.folder, self.group.world_size, self.recipe.engine.timeout_s)
         records |= write_exports(job, self.recipe)
+        if not self._may_write():
+            raise RunInUseError("another process has taken over this run directory: nothing is committed")
         committed.mark(job.folder, records, job.marker)
+
+    def _prune(self) -> None:
+        """An old commit that cannot be removed is told, and harms nothing: the new one stands."""
         keep = self.recipe.checkpoint.keep
-        if keep:
+        if not keep or not self._may_write():
+            return
+        try:
             committed.prune(self.folder, keep)
+        except StorageError as error:
+            self.say(f"old commits could not be removed: {error}")
 
 
 def exported_averages(recipe: TrainRecipe) -> tuple[str, ...]:

@@ -73,11 +73,21 @@ def checked_extra(extra: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"deepspeed.extra.{key} is derived from the recipe: set {DERIVED[key]}")
         if key not in ALLOWED_EXTRA:
             raise ConfigError(f"deepspeed.extra.{key} is not a known key; known are {', '.join(sorted(ALLOWED_EXTRA))}")
-        if key == "zero_optimization" and "stage" in value:
-            raise ConfigError(
-                "deepspeed.extra.zero_optimization.stage is derived from the recipe: set engine.zero_stage"
-            )
+        if key == "zero_optimization":
+            check_zero(value)
     return extra
+
+
+def check_zero(value: Any) -> None:
+    """`deepspeed.extra.zero_optimization`: a mapping without what the recipe decides or the checkpoints cannot hold."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"deepspeed.extra.zero_optimization={value}: expected keys and values")
+    if "stage" in value:
+        raise ConfigError("deepspeed.extra.zero_optimization.stage is derived from the recipe: set engine.zero_stage")
+    if value.get("round_robin_gradients"):
+        raise ConfigError(
+            "deepspeed.extra.zero_optimization.round_robin_gradients: DeepSpeed lays its state out wrongly"
+        )
 
 
 def merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:

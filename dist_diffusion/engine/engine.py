@@ -14,8 +14,9 @@ from dist_diffusion.distributed.group import Group, set_timeouts
 from dist_diffusion.engine.backend import ZERO_SUPPORTED_OPTIMIZERS, deepspeed
 from dist_diffusion.engine.ds_config import ds_config
 from dist_diffusion.engine.ema import ShardedEma
-from dist_diffusion.engine.layout import owned_shards, torch_optimizer
+from dist_diffusion.engine.layout import local_shards, owned_shards, torch_optimizer
 from dist_diffusion.engine.optimizer import GatedAdamW, learning_rate, make_optimizer
+from dist_diffusion.engine.state import fresh_state
 from dist_diffusion.errors import ConfigError
 
 ZERO_SUPPORTED_OPTIMIZERS.append(GatedAdamW)
@@ -53,8 +54,12 @@ class TrainingEngine:
             )[0]
         except pydantic.ValidationError as error:
             wrong = error.errors()[0]
-            raise ConfigError(f"deepspeed.extra: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from error
+            where = ".".join(map(str, wrong["loc"]))
+            raise ConfigError(f"deepspeed.extra.zero_optimization.{where}: {wrong['msg']}") from error
         set_timeouts(recipe.engine.timeout_s)
+        # Adam's state exists from the start: memory shows at once, and a run can be saved before its first update.
+        for shard in local_shards(self.deepspeed):
+            fresh_state(self.deepspeed, shard, step=0.0)
         self.ema = ShardedEma(owned_shards(self.deepspeed), recipe.ema.decays)
 
     def __call__(self, x: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:

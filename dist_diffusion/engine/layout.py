@@ -21,7 +21,6 @@ class Segment:
 class Shard:
     """One fp32 tensor that this rank's optimizer updates, and which pieces of parameters it is made of."""
 
-    group: int
     master: torch.Tensor
     segments: list[Segment]
 
@@ -61,14 +60,14 @@ def _stage_3(optimizer: Any, names: dict[torch.Tensor, str]) -> list[Shard]:
     """Each parameter is split evenly over the ranks and padded."""
     rank, shards = dist.get_rank(optimizer.dp_process_group), []
     groups = zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True)
-    for i, (parameters, master) in enumerate(groups):
+    for parameters, master in groups:
         segments, offset = [], 0
         for p in parameters:
             size = p.partition_numel()
             owned = max(0, min(size, p.ds_numel - rank * size))
             segments.append(Segment(names[p], rank * size, offset, owned))
             offset += size
-        shards.append(Shard(optimizer.sub_group_to_group_id[i], master, segments))
+        shards.append(Shard(master, segments))
     return shards
 
 
@@ -76,20 +75,16 @@ def _stages_1_and_2(optimizer: Any, names: dict[torch.Tensor, str]) -> list[Shar
     """Each group's parameters are laid end to end, then cut into equal parts."""
     assert not optimizer.round_robin_gradients, "DeepSpeed's own mapping is wrong with round_robin_gradients"
     shards = []
-    for i, (parameters, base) in enumerate(zip(optimizer.bit16_groups, optimizer.optimizer.param_groups, strict=True)):
+    for parameters, base in zip(optimizer.bit16_groups, optimizer.optimizer.param_groups, strict=True):
         mapped = [(names[p], p._hp_mapping) for p in parameters if p._hp_mapping is not None]
         segments = [
             Segment(name, m.lp_fragment_address.start, m.hp_fragment_address.start, m.lp_fragment_address.numel)
             for name, m in mapped
         ]
-        shards.append(Shard(i, base["params"][0], segments))
+        shards.append(Shard(base["params"][0], segments))
     return shards
 
 
 def _stage_0(optimizer: Any, names: dict[torch.Tensor, str]) -> list[Shard]:
     """Every rank holds every parameter."""
-    return [
-        Shard(i, p, [Segment(names[p], 0, 0, p.numel())])
-        for i, group in enumerate(optimizer.param_groups)
-        for p in group["params"]
-    ]
+    return [Shard(p, [Segment(names[p], 0, 0, p.numel())]) for group in optimizer.param_groups for p in group["params"]]

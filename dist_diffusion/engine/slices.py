@@ -57,6 +57,7 @@ def write(snap: Snapshot, path: str) -> None:
     table = [[dataclasses.astuple(segment) for segment in segments] for segments in snap.segments]
     with files.failures("write", path):
         save_file(snap.tensors, path, metadata={"segments": json.dumps(table)})
+        files.share(path)
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -27,8 +27,8 @@ def header(engine: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def restore(engine: Any, ema: ShardedEma, folder: str, head: dict[str, Any]) -> None:
-    """Fills masters, moments and averages from the slices of a commit of any layout, then the working weights."""
+def fill(engine: Any, ema: ShardedEma, folder: str, head: dict[str, Any]) -> None:
+    """Fills masters, moments and averages from the slices of a commit of any layout. No collectives."""
     rank, optimizer = dist.get_rank(), engine.optimizer
     assert parameter_shapes(engine) == head["shapes"], "the recipe was compared with the checkpoint's before"
     # This rank's own file first: on an unchanged layout no other is opened.
@@ -42,6 +42,12 @@ def restore(engine: Any, ema: ShardedEma, folder: str, head: dict[str, Any]) -> 
     for i, shard in enumerate(ema.shards):
         for key, values in ema.values.items():
             fill_shard(slices, shard, key, values[i])
+
+
+@torch.no_grad()
+def refresh(engine: Any, head: dict[str, Any]) -> None:
+    """Makes the working weights from the filled masters: all ranks together, once all are filled."""
+    optimizer = engine.optimizer
     refresh_working_weights(optimizer)
     if hasattr(optimizer, "checkpoint_event_epilogue"):
         optimizer.checkpoint_event_epilogue()
@@ -56,7 +62,7 @@ def fill_shard(slices: Slices, shard: Shard, key: str, tensor: torch.Tensor) -> 
 
 
 def fresh_state(engine: Any, shard: Shard, step: float) -> dict[str, Any]:
-    """The shard's Adam state in the optimizer, made anew (before the first update there is none)."""
+    """The shard's Adam state in the optimizer, made anew."""
     optimizer = torch_optimizer(engine)
     moments = {key: torch.zeros_like(shard.master) for key in MOMENTS}
     optimizer.state[shard.master] = {"step": torch.tensor(step), **moments}

@@ -6,12 +6,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dist_diffusion.errors import ConfigError
+
+NUM_GROUPS = 32
+
 
 class GroupNorm32(nn.GroupNorm):
     """Group normalization over 32 groups, computed in float32."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__(32, channels)
+        if channels % NUM_GROUPS:
+            raise ConfigError(f"model: {channels} channels cannot be normalized in {NUM_GROUPS} groups: use a multiple")
+        super().__init__(NUM_GROUPS, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalize (N, C, ...); the result has x's dtype."""

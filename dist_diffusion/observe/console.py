@@ -73,9 +73,15 @@ class Console:
             self._log = None
 
     def _write(self, text: str) -> None:
-        if self._log is not None:
-            time = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        if self._log is None:
+            return
+        time = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        try:
             self._log.write(f"{time} rank {self._rank}: {text}\n")
+        except OSError as error:
+            # A full disk must not end a run by the very message that tells of it.
+            self._log = None
+            _print(f"rank {self._rank} keeps no log any more: {error}", sys.stderr)
 
 
 def _print(text: str, stream: TextIO) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -45,6 +46,12 @@ def launch_id(env: Mapping[str, str]) -> str:
         return "local"
     task = env.get("SLURM_ARRAY_TASK_ID")
     return f"{job}{f'_{task}' if task else ''}.{env.get('SLURM_RESTART_COUNT') or 0}"
+
+
+def unique_launch_id(env: Mapping[str, str]) -> str:
+    """For rank 0 to hand to all: as launch_id, but without SLURM told apart from every other launch."""
+    name = launch_id(env)
+    return name if env.get("SLURM_JOB_ID") else f"{name}-{secrets.token_hex(4)}"
 
 
 def record(path: str, verdict: Verdict) -> bool:

@@ -16,7 +16,7 @@ from dist_diffusion.diffusion.guidance import (
     guided_by_model,
     score_shifted,
 )
-from dist_diffusion.diffusion.options import GuidanceOptions, SamplerOptions
+from dist_diffusion.diffusion.options import DiffusionOptions, GuidanceOptions, SamplerOptions
 from dist_diffusion.diffusion.schedules import sampling_levels
 from dist_diffusion.errors import ConfigError
 from dist_diffusion.models.options import UNetOptions
@@ -121,12 +121,14 @@ def check_unconditional(models: Models, options: UNetOptions) -> None:
             "guidance.uncond_model, or use mode none or classifier"
         )
     if models.unconditional is not None:
-        _, other = diffusion_recipe(models.unconditional)
+        ours, _ = diffusion_recipe(models.model)
+        theirs, other = diffusion_recipe(models.unconditional)
         if other.num_classes or other.image_size != options.image_size:
             raise ConfigError(
                 f"guidance.uncond_model={models.unconditional.path}: expected an unconditional model of "
                 f"{options.image_size} px; it has {other.num_classes} classes and {other.image_size} px"
             )
+        check_process("guidance.uncond_model", models.unconditional.path, theirs.diffusion, ours.diffusion)
 
 
 def check_classifier(classifier: LoadedModel, recipe: DiffusionRecipe) -> None:
@@ -137,12 +139,21 @@ def check_classifier(classifier: LoadedModel, recipe: DiffusionRecipe) -> None:
     pairs = [
         ("image size", ours.image_size, theirs.image_size),
         ("number of classes", ours.num_classes or theirs.num_classes, theirs.num_classes),
-        ("noise schedule", recipe.diffusion.schedule, classifier.recipe.diffusion.schedule),
-        ("number of timesteps", recipe.diffusion.num_timesteps, classifier.recipe.diffusion.num_timesteps),
     ]
     for what, wanted, found in pairs:
         if wanted != found:
             raise ConfigError(f"guidance.classifier={classifier.path} has {what} {found}, the model has {wanted}")
+    check_process("guidance.classifier", classifier.path, classifier.recipe.diffusion, recipe.diffusion)
+
+
+def check_process(key: str, path: str, theirs: DiffusionOptions, ours: DiffusionOptions) -> None:
+    """Two networks that see the same x_t must know the same noise levels."""
+    found, wanted = (theirs.schedule, theirs.num_timesteps), (ours.schedule, ours.num_timesteps)
+    if found != wanted:
+        raise ConfigError(
+            f"{key}={path} was trained on the {found[0]} schedule of {found[1]} timesteps, the model on {wanted[0]} "
+            f"of {wanted[1]}"
+        )
 
 
 def to_uint8(x: torch.Tensor) -> np.ndarray:

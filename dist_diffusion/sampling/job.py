@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dist_diffusion.config.schema import SampleRecipe
-from dist_diffusion.errors import ConfigError, StorageError
+from dist_diffusion.errors import CheckpointError, ConfigError, StorageError
 from dist_diffusion.sampling import npz
 from dist_diffusion.sampling.plan import OutputShard
 from dist_diffusion.storage import files, publish
@@ -19,8 +19,11 @@ from dist_diffusion.weights.resolve import find
 FORMAT = 1
 JOB = "job.json"
 SHARDS = "shards"
-FREE = ("out", "num_samples", "model", "ema", "guidance.classifier", "guidance.uncond_model", "threads")
+FREE = ("out", "num_samples", "model", "guidance.classifier", "guidance.uncond_model", "threads")
 """Settings that a rerun may give differently: a job grows, and its models and threads are pinned by the first start."""
+
+Sources = dict[str, tuple[str, str]]
+"""By role (model, classifier, uncond_model): the path that was given, and the export that it names."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +36,21 @@ class Job:
     models: dict[str, dict[str, Any]]
     """By role (model, classifier, uncond_model): the path that was given, the copy's file name and its sha256."""
     threads: int
+    device: str
+    """The kind of device: another kind gives other bytes."""
 
     def shard_path(self, shard: OutputShard) -> str:
         """Where a shard lies; its name tells its images, so that a grown job's last shard is another file."""
         name = f"shard-{shard.indices.start:09d}-{shard.indices.stop:09d}.npz"
         return files.join(self.out, SHARDS, name)
 
-    def model_path(self, role: str) -> str | None:
-        """The pinned export of a role, or None where the mode uses none."""
-        return files.join(self.out, self.models[role]["file"]) if role in self.models else None
+    def model_path(self, role: str) -> str:
+        """The pinned export of a role."""
+        return files.join(self.out, self.models[role]["file"])
 
     def missing(self, shards: list[OutputShard]) -> list[OutputShard]:
         """The shards that are not there whole."""
-        return [shard for shard in shards if not npz.is_whole(self.shard_path(shard))]
+        return [shard for shard in shards if not npz.is_whole(self.shard_path(shard), len(shard.indices))]
 
 
 def samples_name(num_samples: int, height: int, width: int) -> str:
@@ -53,20 +58,37 @@ def samples_name(num_samples: int, height: int, width: int) -> str:
     return f"samples_{num_samples}x{height}x{width}x3.npz"
 
 
-def open_job(recipe: SampleRecipe, threads: int, notes: list[str]) -> Job:
-    """Starts a job in recipe.out, or goes on with the one that is there. What the user should know goes to `notes`."""
+def find_job(recipe: SampleRecipe, device: str) -> Job | None:
+    """The job that recipe.out holds, checked against the recipe; None where it holds none."""
     assert recipe.out is not None
-    path = files.join(recipe.out, JOB)
-    if files.exists(path):
-        job = _read(recipe.out)
-        _compare(job, recipe)
-        notes += _model_notes(job, recipe)
-        return job
-    return _create(recipe, threads, path)
+    if not files.exists(files.join(recipe.out, JOB)):
+        return None
+    job = _read(recipe.out)
+    _compare(job, recipe, device)
+    return job
+
+
+def find_sources(recipe: SampleRecipe) -> Sources:
+    """The exports of every role that the guidance mode uses; other paths are not looked at."""
+    return {role: (given, find(given, _average(recipe, role))) for role, given in wanted_models(recipe).items()}
+
+
+def create_job(recipe: SampleRecipe, sources: Sources, threads: int, device: str) -> Job:
+    """Starts a job: copies its exports, then pins its settings. Call it once the settings are known to work."""
+    assert recipe.out is not None
+    models = {}
+    for role, (given, source) in sources.items():
+        name = f"{role}.safetensors"
+        publish.write_bytes(files.join(recipe.out, name), files.read_bytes(source))
+        models[role] = {"given": given, "source": source, "file": name, "sha256": files.sha256(source)}
+    job = Job(recipe.out, settings_of(recipe), models, threads, device)
+    content = {key: value for key, value in dataclasses.asdict(job).items() if key != "out"}
+    publish.write_json(files.join(recipe.out, JOB), {"format": FORMAT, **content})
+    return job
 
 
 def wanted_models(recipe: SampleRecipe) -> dict[str, str]:
-    """The path of each role that the guidance mode uses; others are not looked at."""
+    """The path that the recipe gives for each role of its guidance mode."""
     mode, guidance = recipe.guidance.mode, recipe.guidance
     assert recipe.model is not None
     roles = {"model": recipe.model}
@@ -78,18 +100,8 @@ def wanted_models(recipe: SampleRecipe) -> dict[str, str]:
     return roles
 
 
-def _create(recipe: SampleRecipe, threads: int, path: str) -> Job:
-    assert recipe.out is not None
-    models = {}
-    for role, given in wanted_models(recipe).items():
-        source = find(given, recipe.ema if role == "model" else None)
-        name = f"{role}.safetensors"
-        publish.write_bytes(files.join(recipe.out, name), files.read_bytes(source))
-        models[role] = {"given": given, "source": source, "file": name, "sha256": files.sha256(source)}
-    job = Job(recipe.out, settings_of(recipe), models, threads)
-    content = {"format": FORMAT, "settings": job.settings, "models": models, "threads": threads}
-    publish.write_json(path, content)
-    return job
+def _average(recipe: SampleRecipe, role: str) -> str | None:
+    return recipe.ema if role == "model" else None
 
 
 def settings_of(recipe: SampleRecipe) -> dict[str, Any]:
@@ -101,10 +113,11 @@ def settings_of(recipe: SampleRecipe) -> dict[str, Any]:
 
 
 def _read(out: str) -> Job:
-    content = files.read_json(files.join(out, JOB))
+    path = files.join(out, JOB)
+    content = files.read_json(path)
     if content.get("format") != FORMAT:
-        raise StorageError(f"{out}/{JOB} is of format {content.get('format')}; this version reads format {FORMAT}")
-    job = Job(out, content["settings"], content["models"], content["threads"])
+        raise StorageError(f"{path} is of format {content.get('format')}; this version reads format {FORMAT}")
+    job = Job(out, content["settings"], content["models"], content["threads"], content["device"])
     for role, model in job.models.items():
         copy = files.join(out, model["file"])
         if not files.exists(copy) or files.sha256(copy) != model["sha256"]:
@@ -112,31 +125,34 @@ def _read(out: str) -> Job:
     return job
 
 
-def _compare(job: Job, recipe: SampleRecipe) -> None:
-    now = settings_of(recipe)
-    changed = [f"{key}: {job.settings.get(key)} -> {now[key]}" for key in now if job.settings.get(key) != now[key]]
+def _compare(job: Job, recipe: SampleRecipe, device: str) -> None:
+    now = {**settings_of(recipe), "device": device}
+    before = {**job.settings, "device": job.device}
+    changed = [f"{key}: {before.get(key)} -> {value}" for key, value in now.items() if before.get(key) != value]
     roles = wanted_models(recipe)
-    changed += [f"no {role} was given before" for role in roles if role not in job.models]
+    changed += [f"{role}: none -> {given}" for role, given in roles.items() if role not in job.models]
+    changed += [f"{role}: {model['given']} -> none" for role, model in job.models.items() if role not in roles]
     if changed:
         raise ConfigError(
             f"out={job.out} holds a job with other settings ({'; '.join(changed)}): give the same ones, or another out"
         )
 
 
-def _model_notes(job: Job, recipe: SampleRecipe) -> list[str]:
+def model_notes(job: Job, recipe: SampleRecipe) -> list[str]:
     """What to say where a given model is not the pinned one any more. ConfigError where it is another run's."""
     notes = []
     for role, given in wanted_models(recipe).items():
         pinned = job.models[role]
-        if os.path.abspath(given) != os.path.abspath(pinned["given"]):
-            source = find(given, recipe.ema if role == "model" else None)
-            if files.sha256(source) != pinned["sha256"]:
-                raise ConfigError(
-                    f"out={job.out} holds a job of {role} {pinned['given']}, not {given}: give that, or another out"
-                )
+        try:
+            source = find(given, _average(recipe, role))
+        except (CheckpointError, StorageError):
+            notes.append(f"{role} {given} cannot be read any more; the job's own copy is used")
             continue
-        if not files.exists(given.partition("@")[0]):
-            notes.append(f"{role} {given} is gone; the job's own copy is used")
-        elif find(given, recipe.ema if role == "model" else None) != pinned["source"]:
-            notes.append(f"{role} {given} has a newer commit; this job stays with {pinned['source']}")
+        if source == pinned["source"] or files.sha256(source) == pinned["sha256"]:
+            continue
+        if os.path.abspath(given) != os.path.abspath(pinned["given"]):
+            raise ConfigError(
+                f"out={job.out} holds a job of {role} {pinned['given']}, not {given}: give that, or another out"
+            )
+        notes.append(f"{role} {given} has a newer commit; this job stays with {pinned['source']}")
     return notes

@@ -6,27 +6,24 @@ import numpy as np
 import torch
 
 from dist_diffusion.config.schema import SampleRecipe
-from dist_diffusion.diffusion.options import GuidanceOptions
 from dist_diffusion.distributed.agreement import on_rank_zero, together
-from dist_diffusion.distributed.group import Group
+from dist_diffusion.distributed.group import Group, set_deterministic
 from dist_diffusion.observe.console import Console
 from dist_diffusion.observe.throughput import Throughput, human
 from dist_diffusion.sampling import npz
 from dist_diffusion.sampling.generate import Generate, Models, make_generator
-from dist_diffusion.sampling.job import Job, open_job
+from dist_diffusion.sampling.job import Job, create_job, find_job, find_sources, model_notes
 from dist_diffusion.sampling.merge import merge
 from dist_diffusion.sampling.plan import OutputShard, batches, output_shards, share
-from dist_diffusion.weights.load import LoadedModel, load_model
+from dist_diffusion.weights.load import load_model
 
 
 def run_job(recipe: SampleRecipe, group: Group, threads: int, console: Console) -> str:
     """Makes the missing shards of a job, each rank its share, and merges them; returns the merged file's path."""
-    notes: list[str] = []
-    job, notes = on_rank_zero(group, lambda: (open_job(recipe, threads, notes), notes))
+    set_deterministic(True)
+    job, notes = on_rank_zero(group, lambda: open_job(recipe, group, threads))
     for note in notes:
         console.say(note)
-    if job.threads != threads:
-        console.say(f"the job was started with {job.threads} threads a rank: using them, for the same bytes")
     torch.set_num_threads(job.threads)
     shards = output_shards(recipe.num_samples, recipe.shard_size)
     missing = on_rank_zero(group, lambda: job.missing(shards))
@@ -37,22 +34,30 @@ def run_job(recipe: SampleRecipe, group: Group, threads: int, console: Console) 
     return path
 
 
-def load_models(job: Job, device: torch.device) -> Models:
-    """The pinned exports of a job."""
+def open_job(recipe: SampleRecipe, group: Group, threads: int) -> tuple[Job, list[str]]:
+    """The job of recipe.out, gone on with or made once its models and settings are known to work; and notes to say."""
+    job = find_job(recipe, group.device.type)
+    if job is not None:
+        notes = model_notes(job, recipe)
+        if job.threads != threads:
+            notes.append(f"the job was started with {job.threads} threads a rank: using them, for the same bytes")
+        return job, notes
+    sources = find_sources(recipe)
+    models = load_models({role: path for role, (_, path) in sources.items()}, torch.device("cpu"))
+    make_generator(models, recipe.sampler, recipe.guidance, recipe.seed, "cpu")
+    return create_job(recipe, sources, threads, group.device.type), []
 
-    def load(role: str) -> LoadedModel | None:
-        path = job.model_path(role)
-        return None if path is None else load_model(path, device=device)
 
-    model = load("model")
-    assert model is not None
-    return Models(model, load("classifier"), load("uncond_model"))
+def load_models(paths: dict[str, str], device: torch.device) -> Models:
+    """The networks of a job by their roles."""
+    loaded = {role: load_model(path, device=device) for role, path in paths.items()}
+    return Models(loaded["model"], loaded.get("classifier"), loaded.get("uncond_model"))
 
 
 def make_shards(job: Job, recipe: SampleRecipe, missing: list[OutputShard], group: Group, console: Console) -> None:
     """This rank's share of the missing shards, one after the other."""
-    guidance: GuidanceOptions = recipe.guidance
-    generate = make_generator(load_models(job, group.device), recipe.sampler, guidance, recipe.seed, group.device)
+    models = load_models({role: job.model_path(role) for role in job.models}, group.device)
+    generate = make_generator(models, recipe.sampler, recipe.guidance, recipe.seed, group.device)
     mine = share(missing, group.rank, group.world_size)
     total = sum(len(shard.indices) for shard in mine)
     throughput, done = Throughput(total, 0), 0

@@ -101,6 +101,15 @@ def prune(parent: str, keep: int) -> list[str]:
     return [_remove(found.path) for found in _marked(parent) if found.name in old]
 
 
+def quarantine(committed: Committed) -> str:
+    """Renames a damaged folder so that nothing finds it any more; returns where it lies now, for a person to look."""
+    aside = f"{committed.path}.damaged"
+    with files.failures("rename", committed.path):
+        os.replace(committed.path, aside)
+        publish.sync_folder(os.path.dirname(aside))
+    return aside
+
+
 def sweep(parent: str) -> list[str]:
     """Removes folders that were never marked or that a later attempt supersedes; returns the removed paths."""
     valid = {found.path for found in scan(parent)}

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from blobfile._context import Context
 
 REMOTE_SCHEMES = ("gs", "az")
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 TEMPORARY_PREFIX = ".tmp-"
 """Names of files that are not published yet; `list_names` does not show them."""
 
@@ -47,6 +49,11 @@ def is_remote(path: str) -> bool:
     return True
 
 
+def share(path: str) -> None:
+    """Gives a local file the permissions that a plainly written one has; some writers make theirs private."""
+    os.chmod(path, 0o666 & ~_UMASK)
+
+
 @functools.lru_cache(maxsize=2)
 def remote(*, writing: bool) -> "Context":
     """The private blobfile context for reading or for writing: bounded retries, no key written to disk."""
@@ -71,7 +78,7 @@ def failures(action: str, path: str) -> Iterator[None]:
         advice = _ADVICE.get(err.errno or 0, "check the path and the filesystem")
         raise StorageError(f"cannot {action} {path}: {err.strerror or err}; {advice}") from err
     except Exception as err:
-        if not type(err).__module__.startswith(("blobfile", "urllib3")):
+        if not type(err).__module__.startswith(("blobfile", "urllib3", "safetensors")):
             raise
         raise StorageError(f"cannot {action} {path}: {err}; check the path, the credentials and the network") from err
 

@@ -32,6 +32,7 @@ def atomic_file(path: str) -> Iterator[str]:
     with _beside(path) as temporary:
         yield temporary
         with files.failures("write", path):
+            files.share(temporary)
             os.replace(_synced(temporary), path)
             sync_folder(os.path.dirname(path))
 

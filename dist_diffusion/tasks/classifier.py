@@ -3,8 +3,7 @@
 from torch.nn import functional as F
 
 from dist_diffusion.config.schema import ClassifierRecipe
-from dist_diffusion.diffusion.gaussians import make_process, q_sample
-from dist_diffusion.diffusion.schedules import betas
+from dist_diffusion.diffusion.gaussians import Process, q_sample
 from dist_diffusion.diffusion.timesteps import uniform_timesteps
 from dist_diffusion.draws import Draw, Normal, Uniform
 from dist_diffusion.tasks.task import Forward, TaskBatch, TaskLoss, to_unit_range
@@ -13,10 +12,10 @@ from dist_diffusion.tasks.task import Forward, TaskBatch, TaskLoss, to_unit_rang
 class ClassifierTask:
     """Tell the class of a noised image, at every noise level."""
 
-    def __init__(self, recipe: ClassifierRecipe) -> None:
+    def __init__(self, recipe: ClassifierRecipe, process: Process) -> None:
         model = recipe.model
         assert model.image_size is not None
-        self.process = make_process(betas(recipe.diffusion))
+        self.process = process
         shape = (model.in_channels, model.image_size, model.image_size)
         self.draws: tuple[Draw, ...] = (Uniform("timestep"), Normal("noise", shape))
 

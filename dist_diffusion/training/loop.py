@@ -12,14 +12,22 @@ from dist_diffusion.distributed.agreement import any_of
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.distributed.signals import StopFlag
 from dist_diffusion.engine.checkpoint import Checkpointer
+from dist_diffusion.engine.ds_config import micro_batch
 from dist_diffusion.engine.engine import StepResult, TrainingEngine
-from dist_diffusion.errors import NonFiniteError, RunInUseError, StoppedError, StorageError
+from dist_diffusion.errors import (
+    CheckpointError,
+    NonFiniteError,
+    RunInUseError,
+    StoppedError,
+    StorageError,
+    alike,
+)
 from dist_diffusion.observe.console import Console
 from dist_diffusion.runs.lease import Lease
 from dist_diffusion.tasks.task import Task, TaskBatch
 from dist_diffusion.training.observer import Observer
 from dist_diffusion.training.preview import preview
-from dist_diffusion.weights.resolve import export_name, step_name
+from dist_diffusion.weights.resolve import export_name
 
 
 @dataclass
@@ -37,14 +45,14 @@ class Run:
     stop: StopFlag
     lease: Lease | None
     """Held by rank 0."""
-    extra: dict[str, Any]
-    """What each commit keeps beside the engine's state."""
+    data: dict[str, Any]
+    """What each commit says of the data."""
     step: int
     """Completed steps."""
     saved_step: int
     """Of the newest commit; -1 before the first."""
+    commits: int
     nonfinite_in_a_row: int = 0
-    commits: int = 0
 
 
 def run_loop(run: Run) -> None:
@@ -61,13 +69,16 @@ def run_loop(run: Run) -> None:
             save(run)
         if boundary(run):
             finish(run)
-            raise StoppedError(f"stopped at step {run.step} as asked; the state is saved: run the same command again")
+            with alike():
+                raise StoppedError(
+                    f"stopped at step {run.step} as asked; the state is saved: run the same command again"
+                )
     finish(run)
 
 
 def train_step(run: Run, batch: Batch) -> tuple[StepResult, dict[str, torch.Tensor]]:
     """One optimizer step over this rank's micro-batches; the log holds means over this rank's samples."""
-    micros = micro_batches(batch, run.recipe.train.micro_batch or len(batch.ids), run.group.device)
+    micros = micro_batches(batch, micro_batch(run.recipe, run.group.world_size), run.group.device)
     logs: list[dict[str, torch.Tensor]] = []
 
     def loss_of(i: int) -> torch.Tensor:
@@ -99,12 +110,11 @@ def watch_for_divergence(run: Run, result: StepResult) -> None:
     run.nonfinite_in_a_row += 1
     run.console.say(f"step {run.step}: gradients are not finite; the update is skipped on all ranks")
     if run.nonfinite_in_a_row >= run.recipe.engine.max_nonfinite_steps:
-        error = NonFiniteError(
-            f"gradients were not finite for {run.nonfinite_in_a_row} steps in a row, up to step {run.step}: lower "
-            "optim.lr or use engine.precision=fp32; the last commit is untouched"
-        )
-        error.agreed = True
-        raise error
+        with alike():
+            raise NonFiniteError(
+                f"gradients were not finite for {run.nonfinite_in_a_row} steps in a row, up to step {run.step}: lower "
+                "optim.lr or use engine.precision=fp32; the last commit is untouched"
+            )
 
 
 def boundary(run: Run) -> bool:
@@ -112,9 +122,8 @@ def boundary(run: Run) -> bool:
     lease_lost = run.lease is not None and run.lease.lost
     stop, saved, lost = any_of(run.group, [run.stop.requested, run.checkpointer.finished, lease_lost])
     if lost:
-        error = RunInUseError("another process has taken over this run directory: this one must end")
-        error.agreed = True
-        raise error
+        with alike():
+            raise RunInUseError("another process has taken over this run directory: this one must end")
     if saved:
         settle(run)
     return stop
@@ -122,7 +131,8 @@ def boundary(run: Run) -> bool:
 
 def save(run: Run) -> None:
     """Begins a commit of the present state."""
-    run.checkpointer.save(run.engine, run.step, run.extra)
+    kept = {**run.data, "skipped_steps": run.observer.skipped_steps, "commits": run.commits + 1}
+    run.checkpointer.save(run.engine, run.step, kept)
 
 
 def settle(run: Run) -> None:
@@ -147,8 +157,12 @@ def show_preview(run: Run, step: int) -> None:
     if run.commits % recipe.preview.every_commits and step < recipe.train.steps:
         return
     average = run.checkpointer.exports[0]
-    folder = f"{step_name(step)}.{run.checkpointer.attempt}"
-    image = preview(recipe, os.path.join(run.checkpointer.folder, folder, export_name(average)), run.group)
+    export = os.path.join(run.checkpointer.folder_of(step), export_name(average))
+    try:
+        image = preview(recipe, export, run.group)
+    except (CheckpointError, StorageError) as error:
+        run.console.say(f"no preview of step {step}: {error}")
+        return
     if run.group.rank == 0:
         run.observer.image(f"samples/{average}", image, step)
 
@@ -161,6 +175,5 @@ def finish(run: Run) -> None:
     save(run)
     settle(run)
     if run.saved_step != run.step:
-        error = StorageError(f"step {run.step} could not be committed (see above): free space, then run again")
-        error.agreed = True
-        raise error
+        with alike():
+            raise StorageError(f"step {run.step} could not be committed (see above): mend that, then run again")

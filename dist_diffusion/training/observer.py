@@ -19,13 +19,15 @@ from dist_diffusion.runs.layout import RunDir
 class Observer:
     """All ranks call it together; rank 0 writes."""
 
-    def __init__(self, run: RunDir, recipe: TrainRecipe, group: Group, console: Console, start_step: int) -> None:
+    def __init__(
+        self, run: RunDir, recipe: TrainRecipe, group: Group, console: Console, start_step: int, skipped_steps: int
+    ) -> None:
         self.recipe, self.group, self.console = recipe, group, console
         batch = recipe.train.global_batch
         self.throughput = Throughput(recipe.train.steps * batch, start_step * batch)
         self.throughput.update(start_step * batch, time.monotonic())
         self.bar = console.progress(recipe.train.steps, start_step)
-        self.skipped_steps = 0
+        self.skipped_steps = skipped_steps
         self.metrics: MetricsFile | None = None
         self.tensorboard: TensorBoard | None = None
         if group.rank == 0:

@@ -4,16 +4,20 @@ import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from dist_diffusion.config.resolve import resolve
-from dist_diffusion.config.schema import TrainRecipe
+from dist_diffusion.config.schema import DiffusionRecipe, TrainRecipe
 from dist_diffusion.data import manifest as manifests
 from dist_diffusion.data.loader import Loader
 from dist_diffusion.data.manifest import Manifest
 from dist_diffusion.data.order import Order, default_streams, rank_slots
+from dist_diffusion.diffusion.schedules import sampling_levels
 from dist_diffusion.distributed.agreement import on_rank_zero, together
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.draws import Draw
+from dist_diffusion.errors import alike
+from dist_diffusion.models.build import build
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,21 @@ def prepare(recipe: TrainRecipe, group: Group) -> Prepared:
     shards = recipe.data.shards
     on_rank_zero(group, lambda: manifests.index(manifests.load(shards)) is not None)
     manifest, index = together(group, lambda: _read(shards))
-    recipe = resolve(recipe, len(manifest.classes))
-    streams = recipe.data.canonical_streams or default_streams(recipe.train.global_batch)
-    recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, canonical_streams=streams))
-    order = Order(manifest.identities, recipe.seed, streams, recipe.train.global_batch, recipe.data.shuffle_block)
+    with alike():
+        recipe = resolve(recipe, len(manifest.classes))
+        check_buildable(recipe)
+        streams = recipe.data.canonical_streams or default_streams(recipe.train.global_batch)
+        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, canonical_streams=streams))
+        order = Order(manifest.identities, recipe.seed, streams, recipe.train.global_batch, recipe.data.shuffle_block)
     return Prepared(recipe, manifest, index, order)
+
+
+def check_buildable(recipe: TrainRecipe) -> None:
+    """ConfigError for sizes that do not fit together, before anything is started: a network without memory."""
+    with torch.device("meta"):
+        build(recipe.model)
+    if isinstance(recipe, DiffusionRecipe) and recipe.preview.num_images:
+        sampling_levels(recipe.diffusion, recipe.preview.sampler.steps)
 
 
 def _read(shards: str) -> tuple[Manifest, np.ndarray]:

@@ -4,7 +4,7 @@ import numpy as np
 
 from dist_diffusion.config.schema import DiffusionRecipe
 from dist_diffusion.diffusion.options import GuidanceOptions
-from dist_diffusion.distributed.agreement import gather
+from dist_diffusion.distributed.agreement import gather, together
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.observe.grids import grid
 from dist_diffusion.sampling.generate import Models, make_generator
@@ -16,7 +16,7 @@ def preview(recipe: DiffusionRecipe, export: str, group: Group) -> np.ndarray:
     options = recipe.preview
     use_cfg = options.cfg_scale != 1 and recipe.objective.p_uncond > 0
     guidance = GuidanceOptions(mode="cfg" if use_cfg else "none", cfg_scale=options.cfg_scale)
-    models = Models(load_model(export, device=group.device))
+    models = Models(together(group, lambda: load_model(export, device=group.device)))
     generate = make_generator(models, options.sampler, guidance, recipe.seed, group.device)
     share = range(group.rank, options.num_images, group.world_size)
     mine = dict(zip(share, generate(share)[0], strict=True)) if share else {}

@@ -5,8 +5,10 @@ import platform
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 import torch
 
@@ -23,11 +25,16 @@ from dist_diffusion.engine.checkpoint import Checkpointer
 from dist_diffusion.engine.engine import TrainingEngine
 from dist_diffusion.errors import (
     DONE,
+    USER_ERROR,
     CheckpointError,
+    ConfigError,
     DistDiffusionError,
     InternalError,
     PeerLostError,
+    RunInUseError,
     StoppedError,
+    StorageError,
+    alike,
 )
 from dist_diffusion.models.build import build as build_model
 from dist_diffusion.observe.console import Console
@@ -65,19 +72,21 @@ def train(recipe: TrainRecipe, topology: Topology, env: Mapping[str, str]) -> No
     run_dir = RunDir(recipe.run_dir)
     lease = take_lease(group, run_dir, env)
     console = Console(run_dir.log(group.rank), group.rank)
-    place = Place(run_dir, group, console, broadcast(group, verdicts.launch_id(env)))
-    assembled: list[Run] = []
+    launch_id = broadcast(group, verdicts.unique_launch_id(env))
+    place = Place(run_dir, group, console, launch_id)
+    begun: list[Run] = []
     try:
-        describe_start(prepared, place, threads)
-        assembled.append(assemble(prepared, place, stop, lease))
-        run_loop(assembled[0])
-        console.say(f"done: {recipe.train.steps} steps")
+        start = find_start(prepared, place, lease)
+        begin(prepared, place, threads, start)
+        begun.append(assemble(prepared, place, stop, lease, start))
+        run_loop(begun[0])
+        console.say(f"done: {begun[0].step} steps")
         if group.rank == 0:
-            record(place, DONE, "done", assembled[0].step)
+            record(place, DONE, "done", begun[0].step)
     except BaseException as error:
-        raise reported(error, place, assembled[0].step if assembled else None) from error
+        raise reported(error, place, begun) from error
     finally:
-        for run in assembled:
+        for run in begun:
             run.observer.close()
             run.loader.close()
         if lease is not None:
@@ -92,24 +101,55 @@ def take_lease(group: Group, run_dir: RunDir, env: Mapping[str, str]) -> leases.
     def take() -> None:
         owner = leases.Owner.of_this_process(env)
         held.append(leases.acquire(run_dir.lease, owner, lambda text: print(text, flush=True)))
-        verdicts.clear(run_dir.verdict)
 
     on_rank_zero(group, take)
     return held[0] if held else None
 
 
-def describe_start(prepared: Prepared, place: Place, threads: int) -> None:
-    """Writes the resolved recipe and the environment, and says what is about to run."""
-    recipe = prepared.recipe
-    place.console.say(
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: at a commit, or at step 0."""
+
+    checkpointer: Checkpointer
+    commit: Committed | None
+
+
+def find_start(prepared: Prepared, place: Place, lease: leases.Lease | None) -> Start:
+    """The newest commit, if it is of this run. Before anything is written: a refused start leaves the run as it was."""
+    group, console = place.group, place.console
+    attempt = broadcast(group, committed.new_attempt())
+    checkpointer = Checkpointer(
+        place.run_dir.checkpoints,
+        prepared.recipe,
+        group,
+        attempt,
+        console.say,
+        may_write=lambda: lease is not None and not lease.lost,
+    )
+    commit = checkpointer.newest()
+    if commit is not None:
+        check_same_run(prepared, commit, console)
+    return Start(checkpointer, commit)
+
+
+def begin(prepared: Prepared, place: Place, threads: int, start: Start) -> None:
+    """Says what is about to run; rank 0 writes recipe and environment, and removes what was never committed."""
+    recipe, console = prepared.recipe, place.console
+    console.say(
         f"{recipe.task}: {prepared.manifest.num_samples} samples of {len(prepared.manifest.classes)} classes, "
         f"{recipe.train.steps} steps of {recipe.train.global_batch} on {place.group.world_size} ranks, "
         f"ZeRO stage {recipe.engine.zero_stage}, {recipe.engine.precision}, {threads} threads a rank, "
         f"{recipe.data.canonical_streams} canonical streams, {prepared.order.steps_per_epoch} steps an epoch"
     )
-    if place.group.rank == 0:
+
+    def write() -> None:
+        verdicts.clear(place.run_dir.verdict)
         publish.write_bytes(place.run_dir.config, to_yaml(recipe).encode())
         publish.write_json(place.run_dir.environment, environment(place, threads))
+        for path in start.checkpointer.sweep():
+            console.say(f"removed {path}, which was never committed")
+
+    on_rank_zero(place.group, write)
 
 
 def environment(place: Place, threads: int) -> dict[str, object]:
@@ -134,70 +174,59 @@ def version(package: str) -> str:
         return "not installed"
 
 
-def assemble(prepared: Prepared, place: Place, stop: StopFlag, lease: leases.Lease | None) -> Run:
-    """Task, network, engine and data, at the newest commit's step or at step 0."""
-    group, console, run_dir = place.group, place.console, place.run_dir
-    recipe = prepared.recipe
-    torch.use_deterministic_algorithms(recipe.engine.deterministic)
-    task = build_task(recipe)
-    attempt = broadcast(group, committed.new_attempt())
-    # Found and compared before the engine is built: a checkpoint of another recipe is refused in seconds.
-    checkpointer = Checkpointer(run_dir.checkpoints, recipe, group, attempt, console.say)
-    commit = checkpointer.newest()
-    if commit is not None:
-        check_same_run(prepared, commit, console)
+def assemble(prepared: Prepared, place: Place, stop: StopFlag, lease: leases.Lease | None, start: Start) -> Run:
+    """Task, network, engine and data, at the start's step."""
+    recipe, group, console = prepared.recipe, place.group, place.console
+    groups.set_deterministic(recipe.engine.deterministic)
+    task = build_task(recipe, group.device)
     torch.manual_seed(draws.key(recipe.seed, "weights", 0))
-    engine = TrainingEngine(build_model(recipe.model), recipe, group)
+    with alike():
+        engine = TrainingEngine(build_model(recipe.model), recipe, group)
+    kept: dict[str, Any] = {}
     step = 0
-    if commit is None:
+    if start.commit is None:
         console.say("no committed checkpoint: starting at step 0")
     else:
-        checkpointer.restore(engine, commit)
-        step = commit.marker["step"]
-        console.say(f"resuming at step {step} from {commit.path}")
-    if group.rank == 0:
-        for path in checkpointer.sweep():
-            console.say(f"removed {path}, which was never committed")
+        start.checkpointer.restore(engine, start.commit)
+        step, kept = start.commit.marker["step"], start.commit.marker["extra"]
+        console.say(f"resuming at step {step} from {start.commit.path}")
+    observer = Observer(place.run_dir, recipe, group, console, step, kept.get("skipped_steps", 0))
     return Run(
         recipe=recipe,
         group=group,
         task=task,
         engine=engine,
         loader=make_loader(prepared, task.draws, group, step),
-        checkpointer=checkpointer,
-        observer=Observer(run_dir, recipe, group, console, step),
+        checkpointer=start.checkpointer,
+        observer=observer,
         console=console,
         stop=stop,
         lease=lease,
-        extra={"manifest": prepared.manifest.checksum, "classes": list(prepared.manifest.classes)},
+        data={"manifest": prepared.manifest.checksum, "classes": list(prepared.manifest.classes)},
         step=step,
-        saved_step=step if commit is not None else -1,
+        saved_step=-1 if start.commit is None else step,
+        commits=kept.get("commits", 0),
     )
 
 
 def check_same_run(prepared: Prepared, commit: Committed, console: Console) -> None:
     """Refuses a commit of other data or another recipe; harmless differences are said aloud."""
-    before, now = commit.marker["extra"]["manifest"], prepared.manifest.checksum
-    if before != now:
-        raise agreed(
-            CheckpointError(
+    recipe, marker = prepared.recipe, commit.marker
+    before, now = marker["extra"]["manifest"], prepared.manifest.checksum
+    with alike():
+        if before != now:
+            raise CheckpointError(
                 f"{commit.path} was trained on a manifest with checksum {before[:12]}, data.shards="
-                f"{prepared.recipe.data.shards} has {now[:12]}: give the data it was made with, or another run_dir"
+                f"{recipe.data.shards} has {now[:12]}: give the data it was made with, or another run_dir"
             )
-        )
-    changed = changes(from_dict(commit.marker["recipe"], commit.path), prepared.recipe)
-    try:
+        changed = changes(from_dict(marker["recipe"], commit.path), recipe)
         refuse_protected(changed, commit.path)
-    except CheckpointError as error:
-        raise agreed(error) from None
+        if marker["step"] > recipe.train.steps:
+            raise ConfigError(
+                f"train.steps={recipe.train.steps}, but {commit.path} has done {marker['step']} steps already"
+            )
     for change in changed:
         console.say(f"changed since the commit: {change}")
-
-
-def agreed(error: DistDiffusionError) -> DistDiffusionError:
-    """Marks an error that every rank raises alike."""
-    error.agreed = True
-    return error
 
 
 def record(place: Place, code: int, reason: str, step: int | None) -> None:
@@ -207,11 +236,19 @@ def record(place: Place, code: int, reason: str, step: int | None) -> None:
     verdicts.record(place.run_dir.verdict, found)
 
 
-def reported(error: BaseException, place: Place, step: int | None) -> DistDiffusionError:
-    """The error to raise in place of `error`, once its verdict is written and its traceback logged."""
+def reported(error: BaseException, place: Place, begun: list[Run]) -> DistDiffusionError:
+    """The error to raise in place of `error`, once its verdict is written and its traceback logged.
+
+    A start that was refused, or a run that another process has taken over, leaves no verdict.
+    """
     known = as_known(error, place.console)
+    refused = not begun and known.exit_code == USER_ERROR
+    if refused or isinstance(known, RunInUseError):
+        return known
     if place.group.rank == 0 or not known.agreed:
-        record(place, known.exit_code, str(known), step)
+        # A disk that is full must not hide the error itself.
+        with suppress(StorageError):
+            record(place, known.exit_code, str(known), begun[0].step if begun else None)
     known.recorded = True
     return known
 

@@ -2,7 +2,7 @@
 
 import os
 
-from dist_diffusion.errors import CheckpointError
+from dist_diffusion.errors import CheckpointError, ConfigError
 from dist_diffusion.runs.layout import RunDir
 from dist_diffusion.storage import committed, files
 
@@ -22,6 +22,10 @@ def export_name(average: str) -> str:
 def find(path: str, average: str | None) -> str:
     """The export file that `path` names: of a run the newest commit's, or RUN@STEP's."""
     if files.exists(path) and not files.is_dir(path):
+        if average is not None:
+            raise ConfigError(
+                f"ema={average} chooses among a run's exports; {path} is one export already: leave it out"
+            )
         return path
     run, step = (path, "") if files.exists(path) or "@" not in path else path.rsplit("@", 1)
     if step and not step.isdecimal():
@@ -37,9 +41,14 @@ def find(path: str, average: str | None) -> str:
 
 
 def export_in(commit: committed.Committed, average: str | None) -> str:
-    """The file of a commit's export: the named average, else the first. CheckpointError lists what there is."""
-    names = commit.marker.get("exports", [])
+    """The file of a commit's export, verified: the named average, else the first.
+
+    CheckpointError lists what there is; StorageError names a damaged file.
+    """
+    committed.verify(commit, [])
+    names = commit.marker["exports"]
     if not names or average not in (None, *names):
         raise CheckpointError(f"{commit.path} has no export {average}; it has {', '.join(names) or 'none'}")
     name = export_name(average or names[0])
+    committed.verify(commit, [name])
     return os.path.join(commit.path, name)

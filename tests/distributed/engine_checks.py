@@ -84,7 +84,7 @@ def train_and_save(folder: str, stage: int, precision: str, group: Group) -> lis
         before.append(advance(engine, group, step)[0])
         if has_full_masters:
             averages = [a.lerp(p, 0.5) for a, p in zip(averages, full_parameters(engine), strict=True)]
-    checkpointer = Checkpointer(folder, recipe, group, attempt(group), print)
+    checkpointer = Checkpointer(folder, recipe, group, attempt(group), print, may_write=lambda: True)
     checkpointer.save(engine, SAVED, {"note": "kept"})
     outcome = checkpointer.settle()
     assert outcome.error is None, outcome
@@ -102,7 +102,7 @@ def attempt(group: Group) -> str:
 def resume(folder: str, stage: int, precision: str, group: Group) -> list[float]:
     recipe = recipe_of(stage, precision)
     engine = make_engine(recipe, group)
-    checkpointer = Checkpointer(folder, recipe, group, attempt(group), print)
+    checkpointer = Checkpointer(folder, recipe, group, attempt(group), print, may_write=lambda: True)
     commit = checkpointer.newest()
     assert commit is not None and commit.marker["step"] == SAVED and commit.marker["extra"] == {"note": "kept"}
     checkpointer.restore(engine, commit)

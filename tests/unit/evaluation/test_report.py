@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from dist_diffusion.cli import evaluate as command
 from dist_diffusion.config.schema import EvaluateRecipe
 from dist_diffusion.errors import ConfigError
 from dist_diffusion.evaluation import judge as judges
@@ -30,7 +29,7 @@ def tiny(monkeypatch, network):
 
 def test_two_npz_through_the_real_network(tmp_path, write_npz, said):
     a, b, out = write_npz("a.npz", 40, seed=1), write_npz("b.npz", 30, seed=2), tmp_path / "out"
-    assert command.run(EvaluateRecipe(samples=a, reference=b, out=str(out)), said.append) == 0
+    report.evaluate(EvaluateRecipe(samples=a, reference=b, out=str(out)), said.append)
     result = json.loads((out / "metrics.json").read_text())
     assert set(result) == KEYS
     assert (result["samples"], result["reference"], result["num_samples"], result["num_reference"]) == (a, b, 40, 30)
