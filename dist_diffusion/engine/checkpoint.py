@@ -4,13 +4,12 @@ No collectives are made in the background: ranks report through files in the sta
 once rank 0 has written its marker. The outcome is agreed by the ranks at a later step boundary.
 """
 
-import json
 import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from dist_diffusion.config.load import to_dict
@@ -18,18 +17,22 @@ from dist_diffusion.config.schema import TrainRecipe
 from dist_diffusion.distributed.agreement import any_of, broadcast, on_rank_zero, together
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.engine import slices, state
-from dist_diffusion.engine.ema import ema_key
+from dist_diffusion.engine.commit import (
+    POLL_S,
+    Job,
+    await_ranks,
+    exported_averages,
+    report_failure,
+    write_exports,
+    write_share,
+)
 from dist_diffusion.engine.engine import TrainingEngine
-from dist_diffusion.engine.slices import MASTER, Slices, Snapshot
 from dist_diffusion.errors import CheckpointError, DistDiffusionError, RunInUseError, StorageError, alike
-from dist_diffusion.storage import committed, files, publish
-from dist_diffusion.storage.committed import Committed, FileRecord
-from dist_diffusion.weights import files as weight_files
-from dist_diffusion.weights.resolve import export_name, step_name
+from dist_diffusion.storage import committed
+from dist_diffusion.storage.committed import Committed
+from dist_diffusion.weights.resolve import step_name
 
 FORMAT = 1
-WEIGHTS = "weights"
-POLL_S = 0.05
 
 Say = Callable[[str], None]
 
@@ -41,16 +44,6 @@ class Outcome:
     step: int
     seconds: float
     error: str | None
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the background thread of one rank works on."""
-
-    step: int
-    folder: str
-    snap: Snapshot
-    marker: dict[str, Any]
 
 
 class Checkpointer:
@@ -201,77 +194,3 @@ class Checkpointer:
             committed.prune(self.folder, keep)
         except StorageError as error:
             self.say(f"old commits could not be removed: {error}")
-
-
-def exported_averages(recipe: TrainRecipe) -> tuple[str, ...]:
-    """The averages that each commit exports: the recipe's, else the first EMA, else the weights."""
-    if recipe.checkpoint.export:
-        return recipe.checkpoint.export
-    return (ema_key(0),) if recipe.ema.decays else (WEIGHTS,)
-
-
-def write_share(job: Job, parent: str, attempt: str, rank: int) -> None:
-    """One rank's slices and, after them, its report."""
-    folder = committed.stage(parent, step_name(job.step), attempt)
-    assert folder == job.folder
-    slices.write(job.snap, os.path.join(folder, slices.rank_file(rank)))
-    name = slices.rank_file(rank)
-    record = committed.describe(folder, [name])[name]
-    publish.write_json(os.path.join(folder, report_file(rank)), {name: asdict(record)})
-
-
-def report_file(rank: int) -> str:
-    """Where a rank says that its slices are written."""
-    return f"rank-{rank:05d}.json"
-
-
-def failure_file(rank: int) -> str:
-    """Where a rank says that it could not write them."""
-    return f"rank-{rank:05d}.failed"
-
-
-def report_failure(folder: str, rank: int, error: str) -> None:
-    """Tells rank 0, as far as the disk allows, so that it need not wait for the time-out."""
-    with suppress(StorageError):
-        publish.write_json(os.path.join(folder, failure_file(rank)), {"error": error})
-
-
-def await_ranks(folder: str, world_size: int, timeout_s: float) -> dict[str, FileRecord]:
-    """The records of all ranks' files; StorageError names the rank that failed or stayed silent."""
-    deadline = time.monotonic() + timeout_s
-    records: dict[str, FileRecord] = {}
-    for rank in range(world_size):
-        report = os.path.join(folder, report_file(rank))
-        while not files.exists(report):
-            failure = first_failure(folder, world_size)
-            if failure:
-                raise StorageError(failure)
-            if time.monotonic() > deadline:
-                raise StorageError(
-                    f"{report} did not appear within {timeout_s:g} s: is the folder shared by all hosts?"
-                )
-            time.sleep(POLL_S)
-        records |= {name: FileRecord(**record) for name, record in files.read_json(report).items()}
-    return records
-
-
-def first_failure(folder: str, world_size: int) -> str | None:
-    """What the first rank with a failure says."""
-    for rank in range(world_size):
-        path = os.path.join(folder, failure_file(rank))
-        if files.exists(path):
-            return f"rank {rank}: {files.read_json(path)['error']}"
-    return None
-
-
-def write_exports(job: Job, recipe: TrainRecipe) -> dict[str, FileRecord]:
-    """Assembles the full tensors of each exported average from the rank files."""
-    names = []
-    for average in exported_averages(recipe):
-        reader = Slices(job.folder, range(job.marker["state"]["world_size"]))
-        key = MASTER if average == WEIGHTS else average
-        tensors = {name: reader.full(name, key, shape) for name, shape in job.marker["state"]["shapes"].items()}
-        info = {"average": average, "step": job.step, "images": job.marker["images"], **job.marker["extra"]}
-        names.append(export_name(average))
-        weight_files.save(os.path.join(job.folder, names[-1]), tensors, recipe, json.loads(json.dumps(info)))
-    return committed.describe(job.folder, names)

@@ -85,9 +85,7 @@ def check_zero(value: Any) -> None:
     if "stage" in value:
         raise ConfigError("deepspeed.extra.zero_optimization.stage is derived from the recipe: set engine.zero_stage")
     if value.get("round_robin_gradients"):
-        raise ConfigError(
-            "deepspeed.extra.zero_optimization.round_robin_gradients: DeepSpeed lays its state out wrongly"
-        )
+        raise ConfigError("deepspeed.extra.zero_optimization.round_robin_gradients: checkpoints cannot hold its layout")
 
 
 def merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:

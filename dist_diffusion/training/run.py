@@ -1,13 +1,7 @@
 """A training command from recipe to verdict: assemble, run, and say how it ended."""
 
-import os
-import platform
-import sys
-import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -25,15 +19,8 @@ from dist_diffusion.engine.checkpoint import Checkpointer
 from dist_diffusion.engine.engine import TrainingEngine
 from dist_diffusion.errors import (
     DONE,
-    USER_ERROR,
     CheckpointError,
     ConfigError,
-    DistDiffusionError,
-    InternalError,
-    PeerLostError,
-    RunInUseError,
-    StoppedError,
-    StorageError,
     alike,
 )
 from dist_diffusion.models.build import build as build_model
@@ -41,24 +28,13 @@ from dist_diffusion.observe.console import Console
 from dist_diffusion.runs import lease as leases
 from dist_diffusion.runs import verdict as verdicts
 from dist_diffusion.runs.layout import RunDir
-from dist_diffusion.runs.verdict import Verdict
 from dist_diffusion.storage import committed, publish
 from dist_diffusion.storage.committed import Committed
 from dist_diffusion.tasks.build import build as build_task
 from dist_diffusion.training.loop import Run, run_loop
 from dist_diffusion.training.observer import Observer
+from dist_diffusion.training.place import Place, environment, record, reported
 from dist_diffusion.training.prepare import Prepared, make_loader, prepare
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where and as whom this process runs."""
-
-    run_dir: RunDir
-    group: Group
-    console: Console
-    launch_id: str
-    """Rank 0's: a launcher may not hand its variables to other hosts."""
 
 
 def train(recipe: TrainRecipe, topology: Topology, env: Mapping[str, str]) -> None:
@@ -84,7 +60,7 @@ def train(recipe: TrainRecipe, topology: Topology, env: Mapping[str, str]) -> No
         if group.rank == 0:
             record(place, DONE, "done", begun[0].step)
     except BaseException as error:
-        raise reported(error, place, begun) from error
+        raise reported(error, place, begun[0].step if begun else None) from error
     finally:
         for run in begun:
             run.observer.close()
@@ -152,28 +128,6 @@ def begin(prepared: Prepared, place: Place, threads: int, start: Start) -> None:
     on_rank_zero(place.group, write)
 
 
-def environment(place: Place, threads: int) -> dict[str, object]:
-    """What a later reader wants to know of this start."""
-    packages = ("dist-diffusion", "torch", "deepspeed", "webdataset", "numpy", "safetensors")
-    return {
-        "argv": sys.argv,
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-        "world_size": place.group.world_size,
-        "device": str(place.group.device),
-        "threads": threads,
-        "launch_id": place.launch_id,
-    }
-
-
-def version(package: str) -> str:
-    """The installed version, or that it runs from a source tree."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def assemble(prepared: Prepared, place: Place, stop: StopFlag, lease: leases.Lease | None, start: Start) -> Run:
     """Task, network, engine and data, at the start's step."""
     recipe, group, console = prepared.recipe, place.group, place.console
@@ -227,39 +181,3 @@ def check_same_run(prepared: Prepared, commit: Committed, console: Console) -> N
             )
     for change in changed:
         console.say(f"changed since the commit: {change}")
-
-
-def record(place: Place, code: int, reason: str, step: int | None) -> None:
-    """This rank's verdict, unless an earlier one of this launch stands."""
-    log = os.path.relpath(place.run_dir.log(place.group.rank), place.run_dir.path)
-    found = Verdict(code, reason, place.group.rank, step, place.launch_id, log=log)
-    verdicts.record(place.run_dir.verdict, found)
-
-
-def reported(error: BaseException, place: Place, begun: list[Run]) -> DistDiffusionError:
-    """The error to raise in place of `error`, once its verdict is written and its traceback logged.
-
-    A start that was refused, or a run that another process has taken over, leaves no verdict.
-    """
-    known = as_known(error, place.console)
-    refused = not begun and known.exit_code == USER_ERROR
-    if refused or isinstance(known, RunInUseError):
-        return known
-    if place.group.rank == 0 or not known.agreed:
-        # A disk that is full must not hide the error itself.
-        with suppress(StorageError):
-            record(place, known.exit_code, str(known), begun[0].step if begun else None)
-    known.recorded = True
-    return known
-
-
-def as_known(error: BaseException, console: Console) -> DistDiffusionError:
-    """One of the package's errors: a lost peer, or a bug, where it is not one already."""
-    if isinstance(error, DistDiffusionError):
-        return error
-    if groups.is_peer_loss(error):
-        return PeerLostError(f"{verdicts.PEER_LOST}: {str(error).splitlines()[0]}")
-    if isinstance(error, KeyboardInterrupt):
-        return StoppedError("interrupted; the steps since the last commit are lost: run the same command again")
-    console.error("".join(traceback.format_exception(error)).rstrip())
-    return InternalError(f"{type(error).__name__}: {error}")

@@ -141,6 +141,37 @@ def check_nonfinite(stage: int, group: Group) -> None:
     assert applied and loss == loss
 
 
+def check_save_before_the_first_update(folder: str, stage: int, group: Group) -> None:
+    """A run whose steps were all held back can be saved and restored: it has no moments yet."""
+    engine = make_engine(recipe_of(stage, "fp32"), group)
+    assert not advance(engine, group, 0, poison=True)[1]
+    recipe = recipe_of(stage, "fp32")
+    checkpointer = Checkpointer(folder, recipe, group, attempt(group), print, may_write=lambda: True)
+    checkpointer.save(engine, SAVED, {"note": "kept"})
+    outcome = checkpointer.settle()
+    assert outcome.error is None, outcome
+    continued = advance_to_the_end(engine, group)
+    assert resume(folder, stage, "fp32", group) == continued
+
+
+def check_a_failing_save(folder: str, group: Group) -> None:
+    """A rank that cannot write fails the save on all; its folder goes, training goes on, the next save commits."""
+    recipe = recipe_of(1, "fp32")
+    engine = make_engine(recipe, group)
+    checkpointer = Checkpointer(folder, recipe, group, attempt(group), print, may_write=lambda: True)
+    blocked = f"{checkpointer.folder_of(1)}/rank-00001.safetensors"
+    if group.rank == 0:
+        os.makedirs(blocked)
+    torch.distributed.barrier()
+    checkpointer.save(engine, 1, {})
+    outcome = checkpointer.settle()
+    assert outcome.error is not None and "rank-00001.safetensors" in outcome.error, outcome
+    assert not os.path.exists(checkpointer.folder_of(1))
+    checkpointer.save(engine, 1, {})
+    assert checkpointer.settle().error is None
+    assert [found.name for found in committed.scan(folder)] == ["step-000000001"]
+
+
 def main(folder: str) -> None:
     group = groups.start(resolve_environment(os.environ), timeout_s=60)
     torch.set_num_threads(1)
@@ -165,6 +196,8 @@ def main(folder: str) -> None:
         assert largest_relative(resumed, curves[stage, "fp32"][SAVED:]) < 1e-5
     for stage in range(4):
         check_nonfinite(stage, group)
+        check_save_before_the_first_update(f"{folder}/early-{stage}", stage, group)
+    check_a_failing_save(f"{folder}/blocked", group)
     if group.rank == 0:
         print("all engine checks passed", flush=True)
     groups.stop()

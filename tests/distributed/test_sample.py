@@ -132,11 +132,25 @@ def test_evaluation_of_a_job_against_shards(models: Path, launcher: Launcher, wh
         (["sampler.steps=ddim37"], ["ddim36", "ddim38"]),
         (["out={models}/whole", "seed=5"], ["holds a job with other settings", "seed: 0 -> 5"]),
         (["guidance.classifier=null"], ["guidance.classifier is not given"]),
+        (["sampler.name=ddim", "sampler.eta=1.5"], ["sampler.eta=1.5"]),
     ],
 )
 def test_bad_input(models: Path, launcher: Launcher, whole: str, changes: list[str], parts: list[str]) -> None:
     given = [change.format(models=models) for change in changes]
-    _, err = launcher.run(1, *arguments(models, "bad" + str(abs(hash(tuple(changes))))), *given, code=2)
+    _, err = launcher.run(1, *arguments(models, "bad"), *given, code=2)
     messages = [line for line in err.splitlines() if line.startswith("dist-diffusion: error")]
     assert len(messages) == 1, err
     assert all(part in messages[0] for part in parts), messages[0]
+    assert not (models / "bad").exists(), "a refused first start pinned its settings"
+
+
+def test_a_job_goes_on_without_its_run(models: Path, launcher: Launcher, whole: str) -> None:
+    """The exports are the job's own: what happens to the run does not matter to it."""
+    (models / "model").rename(models / "model_moved")
+    try:
+        out, _ = launcher.run(1, *arguments(models, "whole", num=44))
+    finally:
+        (models / "model_moved").rename(models / "model")
+    assert "the job's own copy is used" in out
+    before, grown = (np.load(models / f"whole/samples_{n}x8x8x3.npz")["arr_0"] for n in (40, 44))
+    assert np.array_equal(before, grown[:40])

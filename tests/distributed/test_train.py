@@ -117,6 +117,7 @@ def test_a_commit_with_a_flipped_byte_is_named_and_passed_over(
     out, _ = launcher.run(1, *train_arguments(workplace, "flipped"))
     assert re.search(r"step-000000012 cannot be used: .*rank-00000\.safetensors is damaged", out)
     assert "resuming at step 8" in out
+    assert Path(f"{newest.path}.damaged").is_dir()
     assert column(rows(run_dir), "step") == list(range(1, 13))
     assert (run_dir / "metrics.stale.jsonl").exists()
     for commit in committed.scan(str(run_dir / "checkpoints")):
@@ -167,8 +168,12 @@ class TestBadInput:
     def test_a_checkpoint_of_another_architecture(
         self, launcher: Launcher, workplace: Path, two_ranks: list[dict]
     ) -> None:
+        kept = [workplace / "two" / name for name in ("config.yaml", "exit.json", "environment.json")]
+        before = [path.read_bytes() for path in kept]
         arguments = [*train_arguments(workplace, "two"), "model.channels=64"]
         self.refused(launcher, arguments, "model.channels: 32 -> 64", str(workplace / "two"))
+        assert [path.read_bytes() for path in kept] == before, "a refused start changed the run"
+        assert not (workplace / "two/lease.json").exists()
 
     def test_a_run_directory_in_use(self, launcher: Launcher, workplace: Path) -> None:
         run_dir = workplace / "busy"

@@ -46,6 +46,8 @@ def test_task_chooses_the_schema(tmp_path: Path) -> None:
         ("base: a.yaml\n", [], ["a.yaml", "its own base"]),
         ("base: gone.yaml\n", [], ["gone.yaml", "no such recipe"]),
         ("task: diffusion\n", ["train.steps"], ["train.steps", "key=value"]),
+        ("task: diffusion\n", ["run_dir=[1"], ["run_dir=[1", "the command line"]),
+        ("task: diffusion\nrun_dir: ${gone}\n", [], ["run_dir", "gone"]),
     ],
 )
 def test_wrong_recipes(tmp_path: Path, text: str, overrides: list[str], parts: list[str]) -> None:
@@ -76,6 +78,14 @@ def test_a_recipe_survives_dict_and_yaml(tmp_path: Path) -> None:
         (["diffusion.variance=fixed_small"], 1, "objective.loss=hybrid"),
         (["checkpoint.export=[ema_1]"], 1, "checkpoint.export names ema_1"),
         (["train.steps=0"], 1, "train.steps=0"),
+        (["threads=0"], 1, "threads=0"),
+        (["checkpoint.keep=-1"], 1, "checkpoint.keep=-1"),
+        (["ema.decays=[1.5]"], 1, "ema.decays holds 1.5"),
+        (["diffusion.num_timesteps=10"], 1, "diffusion.num_timesteps=10"),
+        (["optim.lr=-1"], 1, "optim.lr=-1"),
+        (["preview.every_commits=0"], 1, "preview.every_commits=0"),
+        (["preview.num_images=4", "preview.cfg_scale=2"], 1, "preview.cfg_scale=2"),
+        (["model.in_channels=1"], 1, "model.in_channels=1"),
     ],
 )
 def test_contradictions(tmp_path: Path, overrides: list[str], world: int, part: str) -> None:
@@ -98,6 +108,8 @@ def test_resolution_fills_the_model_from_data_and_process(tmp_path: Path) -> Non
     recipe = load.load_train(write(tmp_path, "a.yaml", RECIPE), ["data.image_size=16", "objective.p_uncond=0.1"])
     model = resolve(recipe, num_classes=7).model
     assert (model.image_size, model.num_classes, model.out_channels, model.null_label) == (16, 7, 6, True)
+    with pytest.raises(ConfigError, match=r"model\.out_channels=5"):
+        resolve(load.load_train(str(tmp_path / "a.yaml"), ["model.out_channels=5"]), num_classes=7)
     with pytest.raises(ConfigError, match="the manifest lists 7 classes"):
         resolve(load.load_train(str(tmp_path / "a.yaml"), ["model.num_classes=8"]), num_classes=7)
 
@@ -110,3 +122,9 @@ def test_protected_keys_refuse_and_others_do_not(tmp_path: Path) -> None:
     refuse_protected(harmless, "step-1")
     with pytest.raises(CheckpointError, match=r"model\.channels: 128 -> 64"):
         refuse_protected(changes(before, load.load_train(path, ["model.channels=64"])), "step-1")
+
+
+def test_a_foreign_recipe_cannot_read_our_environment(tmp_path: Path) -> None:
+    content = load.to_dict(load.load_train(write(tmp_path, "a.yaml", RECIPE), []))
+    with pytest.raises(ConfigError, match="interpolation"):
+        load.from_dict({**content, "run_dir": "${oc.env:HOME}"}, "export")

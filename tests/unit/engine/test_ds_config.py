@@ -40,6 +40,8 @@ def test_extra_is_merged_last_and_deep() -> None:
         ({"train_batch_size": 3}, "set train.global_batch"),
         ({"zero_optimisation": {}}, "zero_optimisation is not a known key"),
         ({"zero_optimization": {"stage": 2}}, "set engine.zero_stage"),
+        ({"zero_optimization": 3}, "expected keys and values"),
+        ({"zero_optimization": {"round_robin_gradients": True}}, "cannot hold its layout"),
     ],
 )
 def test_keys_that_the_recipe_decides_or_nobody_knows(extra: dict, part: str) -> None:

@@ -156,3 +156,14 @@ def test_sweep_removes_torn_and_superseded_folders_only(tmp_path):
         (tmp_path / name).mkdir()
     assert committed.sweep(str(tmp_path)) == [superseded, torn]
     assert sorted(os.listdir(tmp_path)) == sorted([*map(os.path.basename, kept), "notes", f"step-2.{OLD}.bak"])
+
+
+def test_a_damaged_commit_set_aside_is_found_by_nothing_and_kept(tmp_path):
+    commit(tmp_path, "step-1", committed.new_attempt())
+    commit(tmp_path, "step-2", committed.new_attempt())
+    (newest,) = [found for found in committed.scan(str(tmp_path)) if found.name == "step-2"]
+    aside = committed.quarantine(newest)
+    assert os.path.isdir(aside) and not os.path.exists(newest.path)
+    assert [found.name for found in committed.scan(str(tmp_path))] == ["step-1"]
+    assert committed.sweep(str(tmp_path)) == [] and committed.prune(str(tmp_path), 1) == []
+    assert os.path.exists(os.path.join(aside, committed.MARKER))

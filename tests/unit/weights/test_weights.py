@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from dist_diffusion.config.resolve import resolve
 from dist_diffusion.config.schema import DataOptions, DiffusionRecipe
-from dist_diffusion.errors import CheckpointError, StorageError
+from dist_diffusion.errors import CheckpointError, ConfigError, StorageError
 from dist_diffusion.models.build import build
 from dist_diffusion.models.options import UNetOptions
 from dist_diffusion.storage import committed
@@ -51,10 +51,29 @@ def test_run_and_step_and_average_name_a_file(tmp_path: Path) -> None:
     assert find(f"{run}@5", "weights").endswith(f"{step_name(5)}.{attempt}/{export_name('weights')}")
     with pytest.raises(CheckpointError, match="no committed checkpoint of step 6"):
         find(f"{run}@6", None)
+    with pytest.raises(ConfigError, match="chooses among a run's exports"):
+        find(find(run, None), "ema_0")
     with pytest.raises(CheckpointError, match="has no export ema_7; it has ema_0, weights"):
         find(run, "ema_7")
     with pytest.raises(CheckpointError, match="no such run or export"):
         find(str(tmp_path / "gone"), None)
+
+
+def test_a_damaged_export_of_a_run_is_named(tmp_path: Path) -> None:
+    commit(tmp_path, 5, ["ema_0"], committed.new_attempt())
+    damaged = Path(find(str(tmp_path), None))
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(StorageError, match=r"export-ema_0\.safetensors is damaged"):
+        find(str(tmp_path), None)
+
+
+def test_exports_are_readable_by_others(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    files.save(str(path), {"x": torch.zeros(1)}, RECIPE, {})
+    (tmp_path / "plain").write_text("")
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_foreign_and_misshapen_files_are_refused(tmp_path: Path) -> None:
