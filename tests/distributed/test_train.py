@@ -50,7 +50,8 @@ def test_every_layout_sees_the_same_batches_and_losses(
 def test_a_killed_run_resumes_bitwise(launcher: Launcher, workplace: Path, two_ranks: list[dict], train: Train) -> None:
     run_dir = workplace / "killed"
     process = launcher.start(2, *train_arguments(workplace, "killed"), "train.steps=100000")
-    kill_a_rank(run_dir, wait_for_step(run_dir, 9), process.pid)
+    wait_for_commit(run_dir, 8)
+    os.kill(owner_of(run_dir), signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode != 0
     last = committed.scan(str(run_dir / "checkpoints"))[-1].marker["step"]
@@ -74,21 +75,33 @@ def wait_for_step(run_dir: Path, step: int) -> int:
     raise AssertionError(f"{run_dir} did not reach step {step}")
 
 
-def kill_a_rank(run_dir: Path, step: int, ancestor: int) -> None:
-    """SIGKILL to the process that holds the lease: rank 0, in the middle of whatever it does."""
-    owner = json.loads((run_dir / "lease.json").read_text())["owner"]["pid"]
-    assert owner != ancestor
-    os.kill(owner, signal.SIGKILL)
+def wait_for_commit(run_dir: Path, step: int) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        if any(found.marker["step"] >= step for found in committed.scan(str(run_dir / "checkpoints"))):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{run_dir} did not commit step {step}")
+
+
+def owner_of(run_dir: Path) -> int:
+    """The process that holds the lease: rank 0."""
+    return json.loads((run_dir / "lease.json").read_text())["owner"]["pid"]
+
+
+def parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_a_signal_is_an_agreed_stop_that_saves(launcher: Launcher, workplace: Path, train: Train) -> None:
     run_dir = workplace / "stopped"
     arguments = [*train_arguments(workplace, "stopped"), "checkpoint.every=100000"]
-    process = launcher.start(1, *arguments, "train.steps=100000")
+    process = launcher.start(2, *arguments, "train.steps=100000")
     wait_for_step(run_dir, 3)
-    os.kill(json.loads((run_dir / "lease.json").read_text())["owner"]["pid"], signal.SIGUSR2)
+    os.kill(parent_of(owner_of(run_dir)), signal.SIGUSR2)  # mpirun, which hands it on
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
+    assert err.count("dist-diffusion: stopped") == 1, err
     found = verdict.read(RunDir(str(run_dir)).verdict)
     assert found is not None and found.code == 75 and "stopped at step" in found.reason
     done = len(rows(run_dir))
@@ -180,11 +193,11 @@ class TestBadInput:
         holder = launcher.start(1, *train_arguments(workplace, "busy"), "train.steps=100000")
         try:
             wait_for_step(run_dir, 1)
-            owner = json.loads((run_dir / "lease.json").read_text())["owner"]["pid"]
+            owner = owner_of(run_dir)
             before = (run_dir / "config.yaml").read_bytes()
             self.refused(launcher, train_arguments(workplace, "busy"), str(run_dir), f"process {owner}")
             assert (run_dir / "config.yaml").read_bytes() == before
             assert holder.poll() is None
         finally:
-            os.kill(json.loads((run_dir / "lease.json").read_text())["owner"]["pid"], signal.SIGKILL)
+            os.kill(owner_of(run_dir), signal.SIGKILL)
             holder.communicate(timeout=60)
