@@ -21,7 +21,7 @@ from dist_diffusion.config.load import load
 from dist_diffusion.config.schema import EvaluateRecipe
 from dist_diffusion.data import manifest
 from dist_diffusion.distributed.parent import die_with_parent
-from dist_diffusion.errors import DONE, DistDiffusionError
+from dist_diffusion.errors import DONE, DataError, DistDiffusionError
 from dist_diffusion.observe import grids
 from dist_diffusion.runs import verdict
 from dist_diffusion.runs.layout import RunDir
@@ -177,6 +177,8 @@ def start_and_wait(command: list[str]) -> None:
 def main() -> None:
     """Run the stages and print what came of them."""
     os.chdir(ROOT)
+    if not Path(SOURCE).is_dir():
+        raise DataError(f"{SOURCE} is missing: make setup says how to get the dataset")
     Path(DEMO).mkdir(parents=True, exist_ok=True)
     with open(f"{DEMO}/lock", "w") as lock:
         take(lock.fileno())

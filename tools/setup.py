@@ -43,7 +43,10 @@ def main() -> None:
     if not STAMP.exists() or STAMP.read_text() != wanted:
         build_venv(wheels)
         STAMP.write_text(wanted)
-    provide_dataset()
+    try:
+        provide_dataset()
+    except SetupError as error:
+        say(f"no dataset for make demo, all else is ready: {error}")
 
 
 def install_system_packages() -> None:
@@ -57,8 +60,11 @@ def install_system_packages() -> None:
     if packages and os.geteuid() == 0 and shutil.which("apt-get"):
         say(f"installing by apt: {' '.join(packages)}")
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        run(["apt-get", "update", "-q"], environment)
-        run(["apt-get", "install", "-q", "-y", "--no-install-recommends", *packages], environment)
+        try:
+            run(["apt-get", "update", "-q"], environment)
+            run(["apt-get", "install", "-q", "-y", "--no-install-recommends", *packages], environment)
+        except SetupError as error:
+            say(f"{error}\nsetup: apt could not help; going on as without root")
         importlib.invalidate_caches()
     if importlib.util.find_spec("ensurepip") is None:
         raise SetupError(
@@ -75,7 +81,9 @@ def system_mpirun() -> "str | None":
 
 def fingerprint(wheels: "list[str]") -> str:
     """What .venv depends on: the interpreter, the place, what is asked for."""
-    content = hashlib.sha256(repr((sys.version, sys.executable, str(ROOT), wheels)).encode())
+    # Of an activated .venv the interpreter that it was made from, else it would be made anew under its own feet.
+    interpreter = os.path.realpath(sys.executable)
+    content = hashlib.sha256(repr((sys.version, interpreter, str(ROOT), wheels)).encode())
     for path in [Path(__file__), ROOT / "pyproject.toml", *sorted(ROOT.glob("requirements*.txt"))]:
         content.update(path.read_bytes())
     return content.hexdigest()

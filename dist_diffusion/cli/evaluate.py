@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dist_diffusion.config.checks import check_evaluate
 from dist_diffusion.config.load import load, to_yaml
 from dist_diffusion.config.schema import EvaluateRecipe
 from dist_diffusion.distributed.environment import Topology
@@ -15,6 +16,7 @@ def run(config: str, overrides: Sequence[str], print_config: bool, topology: Top
         if print_config:
             print(to_yaml(recipe) if topology.rank == 0 else "", end="")
             return
+        check_evaluate(recipe)
         if topology.world_size > 1:
             raise LaunchError(f"evaluate runs in one process, this launch has {topology.world_size}: start it alone")
     from dist_diffusion.evaluation.report import evaluate

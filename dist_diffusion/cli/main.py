@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from dist_diffusion.distributed.environment import Topology, check_ranks_used, resolve
 from dist_diffusion.distributed.parent import die_with_parent
-from dist_diffusion.errors import BUG, DONE, USER_ERROR, DistDiffusionError, InternalError, StorageError
+from dist_diffusion.errors import BUG, DONE, USER_ERROR, DistDiffusionError, InternalError, StoppedError, StorageError
 from dist_diffusion.runs import verdict as verdicts
 from dist_diffusion.runs.verdict import Verdict
 
@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     topology = None
     try:
         topology = resolve(os.environ)
+        if topology.rank == 0 and VERDICT_VARIABLE in os.environ:
+            verdicts.clear(os.environ[VERDICT_VARIABLE])
         if topology.launcher in LAUNCHERS_THAT_LEAVE_ORPHANS:
             die_with_parent()
         check_ranks_used(topology, os.environ)
@@ -42,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.run(arguments.config, overrides, arguments.print_config, topology)
     except DistDiffusionError as error:
         leave(error, topology)
+    except KeyboardInterrupt:
+        leave(StoppedError("interrupted: run the same command again to go on"), topology)
     except Exception as error:
         traceback.print_exc()
         leave(InternalError(f"{type(error).__name__}: {error}"), topology)

@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from dist_diffusion.config.schema import DiffusionRecipe, SampleRecipe, TrainRecipe
+from dist_diffusion.config.schema import DiffusionRecipe, EvaluateRecipe, SampleRecipe, TrainRecipe
 from dist_diffusion.diffusion.options import SamplerOptions
 from dist_diffusion.errors import ConfigError
 
@@ -42,6 +42,8 @@ def check_train(recipe: TrainRecipe, world_size: int) -> None:
     for key in POSITIVE:
         at_least(recipe, key, 1)
     at_least(recipe, "checkpoint.keep", 0)
+    # Rank 0 may watch another host's lease for a minute while the other ranks wait in a collective.
+    at_least(recipe, "engine.timeout_s", 120)
     if batch % world_size:
         raise ConfigError(f"train.global_batch={batch} is not divisible by the {world_size} ranks")
     if micro is not None and (micro < 1 or (batch // world_size) % micro):
@@ -118,6 +120,12 @@ def _check_objective(recipe: DiffusionRecipe) -> None:
             f"objective.loss=hybrid learns the variance, diffusion.variance={recipe.diffusion.variance} fixes it: "
             "use objective.loss=simple"
         )
+
+
+def check_evaluate(recipe: EvaluateRecipe) -> None:
+    """Sizes of an evaluation that cannot be."""
+    for key in ("image_size", "num_reference", "batch_size", "threads"):
+        at_least(recipe, key, 1)
 
 
 def check_sample(recipe: SampleRecipe) -> None:

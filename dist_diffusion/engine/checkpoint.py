@@ -101,34 +101,31 @@ class Checkpointer:
         assert isinstance(outcome, Outcome)
         if outcome.error is not None:
             # All threads have ended, and none starts before every rank is told: nobody is writing there now.
-            on_rank_zero(self.group, self._clear_failed)
+            on_rank_zero(self.group, lambda: self._clear_failed(outcome.step))
         return outcome
 
-    def newest(self) -> Committed | None:
-        """The newest commit that verifies, agreed by all ranks; those passed over are named aloud.
+    def newest(self) -> tuple[Committed | None, list[Committed]]:
+        """The newest commit that verifies, agreed by all ranks, and the damaged ones passed over, named aloud.
 
-        None where nothing was ever committed; CheckpointError where commits exist and none verifies.
+        None where nothing was ever committed; CheckpointError where commits exist and none verifies, or the newest is
+        of another format; StorageError where one cannot be read, which does not prove it damaged.
         """
-        commits = on_rank_zero(self.group, lambda: committed.scan(self.folder))
         damaged: list[Committed] = []
-        for commit in reversed(commits):
+        for commit in reversed(on_rank_zero(self.group, lambda: committed.scan(self.folder))):
             try:
                 together(self.group, lambda commit=commit: self._verify_share(commit))  # type: ignore[misc]
-            except (StorageError, CheckpointError) as error:
+            except committed.DamagedError as error:
                 self.say(f"{commit.name} cannot be used: {error}")
                 damaged.append(commit)
                 continue
-            # Otherwise the damaged ones would stay the newest: sampled from, and kept by pruning.
-            for path in on_rank_zero(self.group, lambda: [committed.quarantine(found) for found in damaged]):
-                self.say(f"set aside as {path}")
-            return commit
-        if commits:
+            return commit, damaged
+        if damaged:
             with alike():
                 raise CheckpointError(
-                    f"{self.folder}: none of its {len(commits)} commits verifies (see above): restore one, or start a "
+                    f"{self.folder}: none of its {len(damaged)} commits verifies (see above): restore one, or start a "
                     "new run_dir"
                 )
-        return None
+        return None, []
 
     def restore(self, engine: TrainingEngine, commit: Committed) -> None:
         """Fills the engine from a commit of any world size and ZeRO stage."""
@@ -140,9 +137,10 @@ class Checkpointer:
         """Removes what earlier starts left uncommitted; rank 0 only, which holds the lease."""
         return committed.sweep(self.folder)
 
-    def _clear_failed(self) -> None:
+    def _clear_failed(self, step: int) -> None:
         with suppress(StorageError):
-            self.sweep()
+            if self._may_write():
+                committed.abandon(self.folder_of(step))
 
     def _verify_share(self, commit: Committed) -> None:
         if commit.marker and commit.marker["format"] != FORMAT:
@@ -165,6 +163,7 @@ class Checkpointer:
 
     def _run(self, job: Job) -> None:
         start = time.monotonic()
+        error: str | None = "its thread ended early"
         try:
             write_share(job, self.folder, self.attempt, self.group.rank)
             if self.group.rank == 0:
@@ -173,7 +172,8 @@ class Checkpointer:
         except Exception as caught:
             error = str(caught) if isinstance(caught, DistDiffusionError) else f"{type(caught).__name__}: {caught}"
             report_failure(job.folder, self.group.rank, error)
-        self._outcome = Outcome(job.step, time.monotonic() - start, error)
+        finally:
+            self._outcome = Outcome(job.step, time.monotonic() - start, error)
         if self.group.rank == 0 and error is None:
             self._prune()
 

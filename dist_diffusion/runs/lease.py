@@ -74,6 +74,10 @@ class Lease:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
+    def holds(self) -> bool:
+        """Whether the file is ours at this moment: read anew, where `lost` is only as fresh as the last beat."""
+        return not self.lost and self._is_ours()
+
     def release(self) -> None:
         """Stops counting and removes the file if it is still ours; a failure is said, for it must not hide another."""
         self._stop.set()

@@ -23,6 +23,10 @@ _CHECKSUM = "marker_sha256"
 _FOLDER = re.compile(r"(?P<name>[^./]+)\.(?P<attempt>\d{8}T\d{12}-[0-9a-f]{8})")
 
 
+class DamagedError(StorageError):
+    """A committed file is proven not to be what its marker says; one that only cannot be read is a StorageError."""
+
+
 @dataclass(frozen=True)
 class FileRecord:
     """What a marker says of one file: bytes and hex digest."""
@@ -82,13 +86,16 @@ def scan(parent: str) -> list[Committed]:
 def verify(committed: Committed, names: Iterable[str] | None = None) -> None:
     """Compares files (all, or the named ones) with the marker: sizes first, then digests; StorageError otherwise."""
     if not committed.marker:
-        raise StorageError(f"{os.path.join(committed.path, MARKER)} is damaged; restore it or remove the folder")
+        raise DamagedError(f"{os.path.join(committed.path, MARKER)} is damaged; restore it or remove the folder")
     listed = {name: FileRecord(**record) for name, record in committed.marker["files"].items()}
     wanted = list(listed if names is None else names)
     for name in wanted:
         if name not in listed:
             raise StorageError(f"{committed.path} has no file {name}; its marker lists {', '.join(sorted(listed))}")
-        _compare(committed, name, "bytes", listed[name].size, files.size(os.path.join(committed.path, name)))
+        path = os.path.join(committed.path, name)
+        if not files.exists(path):
+            raise DamagedError(f"{path} is missing; restore it or remove its folder")
+        _compare(committed, name, "bytes", listed[name].size, files.size(path))
     for name in wanted:
         _compare(committed, name, "sha256", listed[name].sha256, files.sha256(os.path.join(committed.path, name)))
 
@@ -110,6 +117,12 @@ def quarantine(committed: Committed) -> str:
     return aside
 
 
+def abandon(folder: str) -> None:
+    """Removes one staged folder, if it is there and was never committed."""
+    if files.exists(folder) and not files.exists(os.path.join(folder, MARKER)):
+        _remove(folder)
+
+
 def sweep(parent: str) -> list[str]:
     """Removes folders that were never marked or that a later attempt supersedes; returns the removed paths."""
     valid = {found.path for found in scan(parent)}
@@ -119,7 +132,7 @@ def sweep(parent: str) -> list[str]:
 def _compare(committed: Committed, name: str, what: str, expected: object, found: object) -> None:
     if expected != found:
         path = os.path.join(committed.path, name)
-        raise StorageError(
+        raise DamagedError(
             f"{path} is damaged: {what} {found}, committed as {expected}; restore it or remove its folder"
         )
 

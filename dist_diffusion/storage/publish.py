@@ -82,7 +82,8 @@ def _beside(path: str) -> Iterator[str]:
     try:
         yield temporary
     finally:
-        with suppress(FileNotFoundError):
+        # A failure to tidy up must not hide why the write failed.
+        with suppress(OSError):
             os.remove(temporary)
 
 

@@ -51,16 +51,18 @@ def train(recipe: TrainRecipe, topology: Topology, env: Mapping[str, str]) -> No
     launch_id = broadcast(group, verdicts.unique_launch_id(env))
     place = Place(run_dir, group, console, launch_id)
     begun: list[Run] = []
+    step: int | None = None
     try:
         start = find_start(prepared, place, lease)
         begin(prepared, place, threads, start)
+        step = start.step
         begun.append(assemble(prepared, place, stop, lease, start))
         run_loop(begun[0])
         console.say(f"done: {begun[0].step} steps")
         if group.rank == 0:
             record(place, DONE, "done", begun[0].step)
     except BaseException as error:
-        raise reported(error, place, begun[0].step if begun else None) from error
+        raise reported(error, place, begun[0].step if begun else step) from error
     finally:
         for run in begun:
             run.observer.close()
@@ -88,6 +90,13 @@ class Start:
 
     checkpointer: Checkpointer
     commit: Committed | None
+    damaged: list[Committed]
+    """Newer ones that cannot be used."""
+
+    @property
+    def step(self) -> int:
+        """Completed steps."""
+        return 0 if self.commit is None else int(self.commit.marker["step"])
 
 
 def find_start(prepared: Prepared, place: Place, lease: leases.Lease | None) -> Start:
@@ -100,12 +109,12 @@ def find_start(prepared: Prepared, place: Place, lease: leases.Lease | None) -> 
         group,
         attempt,
         console.say,
-        may_write=lambda: lease is not None and not lease.lost,
+        may_write=lambda: lease is not None and lease.holds(),
     )
-    commit = checkpointer.newest()
+    commit, damaged = checkpointer.newest()
     if commit is not None:
         check_same_run(prepared, commit, console)
-    return Start(checkpointer, commit)
+    return Start(checkpointer, commit, damaged)
 
 
 def begin(prepared: Prepared, place: Place, threads: int, start: Start) -> None:
@@ -122,6 +131,9 @@ def begin(prepared: Prepared, place: Place, threads: int, start: Start) -> None:
         verdicts.clear(place.run_dir.verdict)
         publish.write_bytes(place.run_dir.config, to_yaml(recipe).encode())
         publish.write_json(place.run_dir.environment, environment(place, threads))
+        # Otherwise the damaged ones would stay the newest: sampled from, and kept by pruning.
+        for found in start.damaged:
+            console.say(f"set aside as {committed.quarantine(found)}")
         for path in start.checkpointer.sweep():
             console.say(f"removed {path}, which was never committed")
 
@@ -137,12 +149,12 @@ def assemble(prepared: Prepared, place: Place, stop: StopFlag, lease: leases.Lea
     with alike():
         engine = TrainingEngine(build_model(recipe.model), recipe, group)
     kept: dict[str, Any] = {}
-    step = 0
+    step = start.step
     if start.commit is None:
         console.say("no committed checkpoint: starting at step 0")
     else:
         start.checkpointer.restore(engine, start.commit)
-        step, kept = start.commit.marker["step"], start.commit.marker["extra"]
+        kept = start.commit.marker["extra"]
         console.say(f"resuming at step {step} from {start.commit.path}")
     observer = Observer(place.run_dir, recipe, group, console, step, kept.get("skipped_steps", 0))
     return Run(

@@ -103,8 +103,13 @@ def resume(folder: str, stage: int, precision: str, group: Group) -> list[float]
     recipe = recipe_of(stage, precision)
     engine = make_engine(recipe, group)
     checkpointer = Checkpointer(folder, recipe, group, attempt(group), print, may_write=lambda: True)
-    commit = checkpointer.newest()
-    assert commit is not None and commit.marker["step"] == SAVED and commit.marker["extra"] == {"note": "kept"}
+    commit, damaged = checkpointer.newest()
+    assert (
+        commit is not None
+        and not damaged
+        and commit.marker["step"] == SAVED
+        and commit.marker["extra"] == {"note": "kept"}
+    )
     checkpointer.restore(engine, commit)
     return advance_to_the_end(engine, group)
 

