@@ -12,7 +12,7 @@ from dist_diffusion.storage import files, publish
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, RuntimeError, TypeError, StorageError)
-"""What reading a damaged zip raises; NotImplementedError, for a flipped method or version, is a RuntimeError."""
+"""What reading a damaged zip raises; a flipped method or version gives a kind of RuntimeError."""
 
 
 @dataclass(frozen=True)
