@@ -8,6 +8,9 @@ BUG = 1
 USER_ERROR = 2
 PLEASE_REQUEUE = 75
 
+PEER_LOST = "peer lost"
+"""How the message of a PeerLostError begins: a verdict that says only this yields to the peer's own."""
+
 
 class DistDiffusionError(Exception):
     """Base of the package's errors; `exit_code` is what the process ends with.

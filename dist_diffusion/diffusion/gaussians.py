@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from dist_diffusion.diffusion.denoiser import Level
+from dist_diffusion.diffusion.schedules import alpha_bars
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Process:
 
 def make_process(beta: torch.Tensor) -> Process:
     """The tables that follow from the variances beta (arXiv 2006.11239, equations 4 and 7)."""
-    alpha_bar = torch.cumprod(1 - beta, dim=0)
+    alpha_bar = alpha_bars(beta)
     previous = torch.cat([torch.ones(1, dtype=beta.dtype), alpha_bar[:-1]])
     variance = beta * (1 - previous) / (1 - alpha_bar)
     return Process(

@@ -8,7 +8,7 @@ import torch
 from torch import distributed as dist
 
 from dist_diffusion.distributed.group import Group
-from dist_diffusion.errors import DistDiffusionError, PeerLostError
+from dist_diffusion.errors import PEER_LOST, DistDiffusionError, PeerLostError
 
 Result = TypeVar("Result")
 Params = ParamSpec("Params")
@@ -22,7 +22,7 @@ def peers_may_leave(collective: Callable[Params, Result]) -> Callable[Params, Re
         try:
             return collective(*args, **kwargs)
         except RuntimeError as error:
-            raise PeerLostError(f"peer lost: {str(error).splitlines()[0]}") from error
+            raise PeerLostError(f"{PEER_LOST}: {str(error).splitlines()[0]}") from error
 
     return call
 

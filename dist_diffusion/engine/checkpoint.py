@@ -70,7 +70,7 @@ class Checkpointer:
     @property
     def finished(self) -> bool:
         """Whether rank 0 knows the outcome of the save in flight."""
-        return self.group.rank == 0 and self._outcome is not None
+        return self.group.rank == 0 and self.in_flight and self._outcome is not None
 
     def folder_of(self, step: int) -> str:
         """Where this start commits a step."""
@@ -165,7 +165,8 @@ class Checkpointer:
         start = time.monotonic()
         error: str | None = "its thread ended early"
         try:
-            write_share(job, self.folder, self.attempt, self.group.rank)
+            committed.stage(self.folder, step_name(job.step), self.attempt)
+            write_share(job, self.group.rank)
             if self.group.rank == 0:
                 self._commit(job)
             error = None

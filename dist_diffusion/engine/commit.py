@@ -1,6 +1,5 @@
 """The files of one commit: what each rank writes and reports, and what rank 0 makes of them."""
 
-import json
 import os
 import time
 from contextlib import suppress
@@ -15,7 +14,7 @@ from dist_diffusion.errors import StorageError
 from dist_diffusion.storage import committed, files, publish
 from dist_diffusion.storage.committed import FileRecord
 from dist_diffusion.weights import files as weight_files
-from dist_diffusion.weights.resolve import export_name, step_name
+from dist_diffusion.weights.resolve import export_name
 
 WEIGHTS = "weights"
 POLL_S = 0.05
@@ -38,14 +37,12 @@ def exported_averages(recipe: TrainRecipe) -> tuple[str, ...]:
     return (ema_key(0),) if recipe.ema.decays else (WEIGHTS,)
 
 
-def write_share(job: Job, parent: str, attempt: str, rank: int) -> None:
-    """One rank's slices and, after them, its report."""
-    folder = committed.stage(parent, step_name(job.step), attempt)
-    assert folder == job.folder
-    slices.write(job.snap, os.path.join(folder, slices.rank_file(rank)))
+def write_share(job: Job, rank: int) -> None:
+    """One rank's slices and, after them, its report, in the staged folder."""
     name = slices.rank_file(rank)
-    record = committed.describe(folder, [name])[name]
-    publish.write_json(os.path.join(folder, report_file(rank)), {name: asdict(record)})
+    slices.write(job.snap, os.path.join(job.folder, name))
+    record = committed.describe(job.folder, [name])[name]
+    publish.write_json(os.path.join(job.folder, report_file(rank)), {name: asdict(record)})
 
 
 def report_file(rank: int) -> str:
@@ -101,5 +98,5 @@ def write_exports(job: Job, recipe: TrainRecipe) -> dict[str, FileRecord]:
         tensors = {name: reader.full(name, key, shape) for name, shape in job.marker["state"]["shapes"].items()}
         info = {"average": average, "step": job.step, "images": job.marker["images"], **job.marker["extra"]}
         names.append(export_name(average))
-        weight_files.save(os.path.join(job.folder, names[-1]), tensors, recipe, json.loads(json.dumps(info)))
+        weight_files.save(os.path.join(job.folder, names[-1]), tensors, recipe, info)
     return committed.describe(job.folder, names)

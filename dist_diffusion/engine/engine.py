@@ -1,6 +1,7 @@
 """The one training engine: DeepSpeed around a network, with its EMA, gate for non-finite steps and learning rate."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +81,7 @@ class TrainingEngine:
         norm, applied = self._outcome(norm)
         if applied:
             self.ema.update()
-        return StepResult(mean(losses), norm if applied else None, applied, rate)
+        return StepResult(torch.stack(losses).mean(), norm if applied else None, applied, rate)
 
     def _set_learning_rate(self, step: int) -> float:
         batch = self.recipe.train.global_batch
@@ -97,21 +98,11 @@ class TrainingEngine:
         norm = nn.utils.get_total_norm(gradients).item()
         optimizer = torch_optimizer(self.deepspeed)
         assert isinstance(optimizer, GatedAdamW)
-        optimizer.apply_updates = is_finite(norm)
+        optimizer.apply_updates = math.isfinite(norm)
         return norm
 
     def _outcome(self, stage_0_norm: float | None) -> tuple[float, bool]:
         """The norm of all gradients, and whether the update was made; the same on all ranks."""
         if stage_0_norm is not None:
-            return stage_0_norm, is_finite(stage_0_norm)
+            return stage_0_norm, math.isfinite(stage_0_norm)
         return float(self.deepspeed.get_global_grad_norm()), bool(self.deepspeed.was_step_applied())
-
-
-def is_finite(value: float) -> bool:
-    """Neither infinite nor NaN."""
-    return value - value == 0
-
-
-def mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The mean of scalars."""
-    return torch.stack(list(values)).mean()

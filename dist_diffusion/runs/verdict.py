@@ -9,11 +9,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 
-from dist_diffusion.errors import DONE, PLEASE_REQUEUE, StorageError
+from dist_diffusion.errors import DONE, PEER_LOST, PLEASE_REQUEUE, StorageError
 from dist_diffusion.storage import files, publish
-
-PEER_LOST = "peer lost"
-"""How the reason of a verdict begins that only says that a collective failed."""
 
 
 def _now() -> str:

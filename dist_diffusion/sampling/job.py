@@ -9,6 +9,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from dist_diffusion.config.load import to_dict
+from dist_diffusion.config.protected import flatten
 from dist_diffusion.config.schema import SampleRecipe
 from dist_diffusion.errors import CheckpointError, ConfigError, StorageError
 from dist_diffusion.sampling import npz
@@ -106,10 +108,7 @@ def _average(recipe: SampleRecipe, role: str) -> str | None:
 
 def settings_of(recipe: SampleRecipe) -> dict[str, Any]:
     """The recipe as dotted keys, without those that a rerun may change."""
-    flat: dict[str, Any] = {}
-    for key, value in dataclasses.asdict(recipe).items():
-        flat.update({f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value})
-    return {key: value for key, value in flat.items() if key not in FREE}
+    return {key: value for key, value in flatten(to_dict(recipe)).items() if key not in FREE}
 
 
 def _read(out: str) -> Job:

@@ -1,5 +1,6 @@
 """What a run says of itself: metrics.jsonl, TensorBoard and the console, from sums over all ranks."""
 
+import math
 import time
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from dist_diffusion.config.schema import TrainRecipe
 from dist_diffusion.distributed.agreement import sum_of
 from dist_diffusion.distributed.group import Group
-from dist_diffusion.engine.engine import StepResult, is_finite
+from dist_diffusion.engine.engine import StepResult
 from dist_diffusion.observe.console import Console
 from dist_diffusion.observe.metrics import MetricsFile, rewind
 from dist_diffusion.observe.tensorboard import TensorBoard
@@ -94,7 +95,7 @@ class Observer:
 
 def finite(value: float) -> float | None:
     """JSON has no NaN: a value that is not finite becomes null."""
-    return value if is_finite(value) else None
+    return value if math.isfinite(value) else None
 
 
 def batch_digest(group: Group, digest: int) -> str:

@@ -11,6 +11,7 @@ from importlib import metadata
 from dist_diffusion.distributed import group as groups
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.errors import (
+    PEER_LOST,
     USER_ERROR,
     DistDiffusionError,
     InternalError,
@@ -88,7 +89,7 @@ def as_known(error: BaseException, console: Console) -> DistDiffusionError:
     if isinstance(error, DistDiffusionError):
         return error
     if groups.is_peer_loss(error):
-        return PeerLostError(f"{verdicts.PEER_LOST}: {str(error).splitlines()[0]}")
+        return PeerLostError(f"{PEER_LOST}: {str(error).splitlines()[0]}")
     if isinstance(error, KeyboardInterrupt):
         return StoppedError("interrupted; the steps since the last commit are lost: run the same command again")
     console.error("".join(traceback.format_exception(error)).rstrip())

@@ -31,11 +31,11 @@ class Prepared:
 
 
 def prepare(recipe: TrainRecipe, group: Group) -> Prepared:
-    """Reads the manifest (rank 0 first: what it finds wrong is told once) and resolves the recipe."""
+    """Reads the data's tables (rank 0 looks at every shard, for all) and resolves the recipe."""
     assert recipe.data.shards is not None
     shards = recipe.data.shards
-    on_rank_zero(group, lambda: manifests.index(manifests.load(shards)) is not None)
-    manifest, index = together(group, lambda: _read(shards))
+    manifest = on_rank_zero(group, lambda: manifests.load(shards))
+    index = together(group, lambda: manifests.index(manifest))
     with alike():
         recipe = resolve(recipe, len(manifest.classes))
         check_buildable(recipe)
@@ -51,11 +51,6 @@ def check_buildable(recipe: TrainRecipe) -> None:
         build(recipe.model)
     if isinstance(recipe, DiffusionRecipe) and recipe.preview.num_images:
         sampling_levels(recipe.diffusion, recipe.preview.sampler.steps)
-
-
-def _read(shards: str) -> tuple[Manifest, np.ndarray]:
-    manifest = manifests.load(shards)
-    return manifest, manifests.index(manifest)
 
 
 def make_loader(prepared: Prepared, draws: tuple[Draw, ...], group: Group, start_step: int) -> Loader:
