@@ -4,6 +4,7 @@ The only place where randomness is made, so that no draw can depend on a rank, a
 Torch is imported by `normal` alone: decode workers draw uniforms and must not pay for it.
 """
 
+import functools
 import hashlib
 import struct
 import zlib
@@ -15,6 +16,9 @@ import numpy as np
 
 if TYPE_CHECKING:
     import torch
+
+
+BELOW_ONE = 1 - 2.0**-53
 
 
 def key(seed: int, stream: str, position: int) -> int:
@@ -80,6 +84,35 @@ class Uniform:
     def digest_bytes(self, value: "torch.Tensor") -> bytes:
         """The float64 itself."""
         return struct.pack("<d", value.item())
+
+
+@dataclass(frozen=True)
+class Stratified:
+    """u in [0, 1) of which each global batch has one in each of its `batch` equal parts: a float64 scalar.
+
+    The parts are dealt out to the batch's positions anew at every step.
+    """
+
+    name: str
+    batch: int
+
+    def at(self, seed: int, position: int) -> "torch.Tensor":
+        """The value at one position."""
+        import torch
+
+        step, slot = divmod(position, self.batch)
+        part = int(_parts(seed, self.name, step, self.batch)[slot])
+        u = (part + uniform(seed, self.name, position)) / self.batch
+        return torch.tensor(min(u, BELOW_ONE), dtype=torch.float64)
+
+    def digest_bytes(self, value: "torch.Tensor") -> bytes:
+        """The float64 itself."""
+        return struct.pack("<d", value.item())
+
+
+@functools.lru_cache(maxsize=8)
+def _parts(seed: int, name: str, step: int, batch: int) -> np.ndarray:
+    return permutation(seed, f"{name}/parts", step, batch)
 
 
 @dataclass(frozen=True)

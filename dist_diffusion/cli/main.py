@@ -19,7 +19,11 @@ COMMANDS = {
     "train": "start or resume a training run",
     "sample": "start or go on with a sampling job",
     "evaluate": "compare samples with a reference",
+    "nll": "bits per dimension of a dataset under a model",
+    "export": "copy an average of a run's commit to a file of its own",
 }
+FIRST_ARGUMENT = {"export": ("RUN", "a run, or RUN@STEP")}
+"""Of the commands that read no recipe: what they take in its place."""
 LAUNCHERS_THAT_LEAVE_ORPHANS = ("openmpi", "mpich", "torchrun")
 WAIT_FOR_LAUNCHER_S = 30.0
 VERDICT_VARIABLE = "DIST_DIFFUSION_VERDICT"
@@ -41,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             die_with_parent()
         check_ranks_used(topology, os.environ)
         command = importlib.import_module(f"dist_diffusion.cli.{arguments.command}")
-        command.run(arguments.config, overrides, arguments.print_config, topology)
+        if arguments.command in FIRST_ARGUMENT:
+            command.run(arguments.config, overrides, topology)
+        else:
+            command.run(arguments.config, overrides, arguments.print_config, topology)
     except DistDiffusionError as error:
         leave(error, topology)
     except KeyboardInterrupt:
@@ -53,14 +60,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Every command reads a recipe, with overrides."""
+    """Every command reads a recipe or names a run, with overrides."""
     top = argparse.ArgumentParser(prog="dist-diffusion", description="Train, sample and evaluate diffusion models.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=f"{help_text.capitalize()}.")
-        command.add_argument("config", metavar="CONFIG.yaml", help="the recipe")
+        metavar, meaning = FIRST_ARGUMENT.get(name, ("CONFIG.yaml", "the recipe"))
+        command.add_argument("config", metavar=metavar, help=meaning)
         command.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="settings that win over it")
-        command.add_argument("--print-config", action="store_true", help="print the resulting recipe and end")
+        if name not in FIRST_ARGUMENT:
+            command.add_argument("--print-config", action="store_true", help="print the resulting recipe and end")
     return top
 
 

@@ -3,8 +3,15 @@
 import functools
 from typing import Any
 
-from dist_diffusion.config.schema import DiffusionRecipe, EvaluateRecipe, SampleRecipe, TrainRecipe
-from dist_diffusion.diffusion.options import SamplerOptions
+from dist_diffusion.config.schema import (
+    DiffusionRecipe,
+    EvaluateRecipe,
+    NllRecipe,
+    SampleRecipe,
+    SuperResolutionRecipe,
+    TrainRecipe,
+)
+from dist_diffusion.diffusion.options import LEARNED_VARIANCES, SamplerOptions
 from dist_diffusion.errors import ConfigError
 
 MIN_TIMESTEPS = 21
@@ -54,6 +61,8 @@ def check_train(recipe: TrainRecipe, world_size: int) -> None:
     _check_engine(recipe)
     _check_exports(recipe)
     _check_numbers(recipe)
+    if isinstance(recipe, SuperResolutionRecipe):
+        _check_super_resolution(recipe)
     if isinstance(recipe, DiffusionRecipe):
         _check_objective(recipe)
         _check_preview(recipe)
@@ -77,6 +86,9 @@ def _check_engine(recipe: TrainRecipe) -> None:
 def _check_numbers(recipe: TrainRecipe) -> None:
     if recipe.diffusion.num_timesteps < MIN_TIMESTEPS:
         raise ConfigError(f"diffusion.num_timesteps={recipe.diffusion.num_timesteps}: expected {MIN_TIMESTEPS} or more")
+    lowest, highest = recipe.diffusion.log_snr_min, recipe.diffusion.log_snr_max
+    if lowest >= highest:
+        raise ConfigError(f"diffusion.log_snr_min={lowest}: expected less than diffusion.log_snr_max={highest}")
     for decay in recipe.ema.decays:
         if not 0 <= decay < 1:
             raise ConfigError(f"ema.decays holds {decay}: expected 0 or more and below 1")
@@ -115,16 +127,54 @@ def _check_exports(recipe: TrainRecipe) -> None:
 def _check_objective(recipe: DiffusionRecipe) -> None:
     if not 0 <= recipe.objective.p_uncond < 1:
         raise ConfigError(f"objective.p_uncond={recipe.objective.p_uncond}: expected a probability below 1")
-    if recipe.objective.loss == "hybrid" and recipe.diffusion.variance != "learned_range":
+    loss, variance = recipe.objective.loss, recipe.diffusion.variance
+    if loss in ("hybrid", "rescaled") and variance not in LEARNED_VARIANCES:
         raise ConfigError(
-            f"objective.loss=hybrid learns the variance, diffusion.variance={recipe.diffusion.variance} fixes it: "
-            "use objective.loss=simple"
+            f"objective.loss={loss} learns the variance, diffusion.variance={variance} fixes it: "
+            "use objective.loss=simple or kl"
         )
+    if loss == "kl" and recipe.objective.weighting != "uniform":
+        raise ConfigError(
+            f"objective.weighting={recipe.objective.weighting} weights the squared error, which objective.loss=kl has "
+            "not: leave it out"
+        )
+    if recipe.objective.min_snr_gamma <= 0 or recipe.objective.sigma_data <= 0:
+        raise ConfigError("objective.min_snr_gamma and objective.sigma_data: expected more than 0")
+    if recipe.diffusion.schedule == "log_snr":
+        _check_continuous(recipe)
+
+
+def _check_continuous(recipe: DiffusionRecipe) -> None:
+    """What continuous time has not: timesteps, and with them their posterior."""
+    for key in ("objective.loss=simple", "diffusion.variance=fixed_small|fixed_large", "diffusion.prediction=eps|x0|v"):
+        name, _, allowed = key.partition("=")
+        if get(recipe, name) not in allowed.split("|"):
+            raise ConfigError(
+                f"{name}={get(recipe, name)} needs timesteps, diffusion.schedule=log_snr has none: use "
+                f"{allowed.replace('|', ' or ')}"
+            )
+    if recipe.objective.timesteps == "loss_aware":
+        raise ConfigError("objective.timesteps=loss_aware needs timesteps, diffusion.schedule=log_snr has none")
+
+
+def _check_super_resolution(recipe: SuperResolutionRecipe) -> None:
+    small, large = recipe.model.low_res_size, recipe.data.image_size
+    if not 1 <= small < large:
+        raise ConfigError(f"model.low_res_size={small}: expected less than data.image_size={large}")
+    if recipe.preview.num_images:
+        raise ConfigError("preview.num_images: a super-resolution model has no images of its own to start from, use 0")
 
 
 def check_evaluate(recipe: EvaluateRecipe) -> None:
     """Sizes of an evaluation that cannot be."""
     for key in ("image_size", "num_reference", "batch_size", "threads"):
+        at_least(recipe, key, 1)
+
+
+def check_nll(recipe: NllRecipe) -> None:
+    """Settings of a likelihood evaluation that cannot be."""
+    require(recipe, "model", "out", "data.shards")
+    for key in ("num_samples", "batch_size", "threads"):
         at_least(recipe, key, 1)
 
 

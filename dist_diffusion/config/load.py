@@ -10,17 +10,26 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dist_diffusion.config.schema import ClassifierRecipe, DiffusionRecipe, TrainRecipe
+from dist_diffusion.config.schema import ClassifierRecipe, DiffusionRecipe, SuperResolutionRecipe, TrainRecipe
 from dist_diffusion.errors import ConfigError
 
 Recipe = TypeVar("Recipe")
-TASKS: dict[str, type] = {"diffusion": DiffusionRecipe, "classifier": ClassifierRecipe}
+TASKS: dict[str, type] = {
+    "diffusion": DiffusionRecipe,
+    "classifier": ClassifierRecipe,
+    "super_resolution": SuperResolutionRecipe,
+}
 MAX_BASES = 16
 
 
 def load(schema: type[Recipe], path: str, overrides: Sequence[str]) -> Recipe:
     """The recipe of `path`, its bases first, then the overrides ("optim.lr=1e-4"). ConfigError names file and key."""
     return _typed(schema, _layers(path, overrides))
+
+
+def load_options(schema: type[Recipe], overrides: Sequence[str]) -> Recipe:
+    """The settings of a command without a recipe: defaults, then the overrides."""
+    return _typed(schema, [("the command line", _override(text)) for text in overrides])
 
 
 def load_train(path: str, overrides: Sequence[str]) -> TrainRecipe:
@@ -100,7 +109,8 @@ def _typed(schema: type[Recipe], layers: Sequence[tuple[str, DictConfig]]) -> Re
     try:
         recipe = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{layers[0][0]}: {_explain(error)}") from error
+        source = layers[0][0] if layers else "the command line"
+        raise ConfigError(f"{source}: {_explain(error)}") from error
     assert isinstance(recipe, schema)
     return recipe
 

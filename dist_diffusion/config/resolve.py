@@ -3,6 +3,7 @@
 import dataclasses
 
 from dist_diffusion.config.schema import ClassifierRecipe, DiffusionRecipe, TrainRecipe
+from dist_diffusion.diffusion.options import LEARNED_VARIANCES
 from dist_diffusion.errors import ConfigError
 from dist_diffusion.models.options import UNetOptions
 
@@ -25,7 +26,7 @@ def resolve(recipe: TrainRecipe, num_classes: int) -> TrainRecipe:
 
 
 def _unet(recipe: DiffusionRecipe, classes: int) -> UNetOptions:
-    learned = recipe.diffusion.variance == "learned_range"
+    learned = recipe.diffusion.variance in LEARNED_VARIANCES
     derived = {
         "out_channels": recipe.model.in_channels * (2 if learned else 1),
         "null_label": recipe.objective.p_uncond > 0,

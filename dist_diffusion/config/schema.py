@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dist_diffusion.diffusion.options import DiffusionOptions, GuidanceOptions, ObjectiveOptions, SamplerOptions
-from dist_diffusion.models.options import ClassifierOptions, UNetOptions
+from dist_diffusion.models.options import ClassifierOptions, SuperResolutionOptions, UNetOptions
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class EngineOptions:
 
     zero_stage: int = 1
     precision: Literal["fp32", "bf16", "autocast"] = "fp32"
+    recompute: bool = False
+    """Keep only the blocks' inputs for the backward pass and compute the rest again: less memory, more time."""
     deterministic: bool = False
     """Deterministic kernels on GPUs (slower): needed there for a bitwise resume."""
     max_nonfinite_steps: int = 10
@@ -100,8 +102,10 @@ class PreviewOptions:
 class DiffusionRecipe:
     """`task: diffusion`."""
 
-    task: Literal["diffusion"] = "diffusion"
+    task: Literal["diffusion", "super_resolution"] = "diffusion"
     run_dir: str | None = None
+    init_from: str | None = None
+    """Run or export whose weights a new run starts from; classes may differ, a null label may be added."""
     seed: int = 0
     threads: int | None = None
     """CPU threads of a rank; None is OMP_NUM_THREADS, else cores over ranks of the host."""
@@ -119,11 +123,20 @@ class DiffusionRecipe:
 
 
 @dataclass(frozen=True)
+class SuperResolutionRecipe(DiffusionRecipe):
+    """`task: super_resolution`: a diffusion model given the image at model.low_res_size as well."""
+
+    task: Literal["super_resolution"] = "super_resolution"
+    model: SuperResolutionOptions = field(default_factory=SuperResolutionOptions)
+
+
+@dataclass(frozen=True)
 class ClassifierRecipe:
     """`task: classifier`."""
 
     task: Literal["classifier"] = "classifier"
     run_dir: str | None = None
+    init_from: str | None = None
     seed: int = 0
     threads: int | None = None
     data: DataOptions = field(default_factory=lambda: DataOptions(random_crop=True))
@@ -151,6 +164,8 @@ class SampleRecipe:
     batch_size: int = 64
     shard_size: int = 1024
     """Images of an output shard: whole batches."""
+    low_res: str | None = None
+    """npz or sample job that a super-resolution model starts from: image i and its label make sample i."""
     seed: int = 0
     threads: int | None = None
     ema: str | None = None
@@ -177,3 +192,40 @@ class EvaluateRecipe:
     batch_size: int = 64
     seed: int = 0
     threads: int | None = None
+
+
+@dataclass(frozen=True)
+class NllDataOptions:
+    """What is measured; read at the model's image size, without flips."""
+
+    shards: str | None = None
+    """A shard folder or its manifest.json."""
+
+
+@dataclass(frozen=True)
+class NllRecipe:
+    """`dist-diffusion nll`: bits per dimension of a dataset under a diffusion model."""
+
+    model: str | None = None
+    """A run, RUN@STEP, or an export."""
+    ema: str | None = None
+    """Which export of a run's commit; None is the first."""
+    out: str | None = None
+    data: NllDataOptions = field(default_factory=NllDataOptions)
+    num_samples: int | None = None
+    """Images used, from the first row of the index on; None is all."""
+    steps: str = "1000"
+    """A respacing, as sampler.steps."""
+    clip_x0: bool = True
+    batch_size: int = 64
+    seed: int = 0
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """`dist-diffusion export RUN`."""
+
+    out: str | None = None
+    ema: str | None = None
+    """Which of the commit's exports; None is the first."""

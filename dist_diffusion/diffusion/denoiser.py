@@ -5,28 +5,14 @@ and never sees a model, a schedule or label dropout.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from dist_diffusion.diffusion.options import DiffusionOptions
-from dist_diffusion.diffusion.parameterizations import eps_from_v
-
-
-@dataclass(frozen=True)
-class Level:
-    """One noise level: x_t = alpha x0 + sigma eps.
-
-    `model_time` is what the network is told. The two log variances bound the reverse step from this level to the
-    next of its path; a learned-range model interpolates between them.
-    """
-
-    alpha: float
-    sigma: float
-    model_time: float
-    log_beta: float = 0.0
-    log_posterior_variance: float = 0.0
+from dist_diffusion.diffusion.gaussians import make_process, reverse_log_variance
+from dist_diffusion.diffusion.levels import Level
+from dist_diffusion.diffusion.options import LEARNED_VARIANCES, DiffusionOptions
+from dist_diffusion.diffusion.parameterizations import Coefficients, eps_from, x0_from
 
 
 class Prediction(NamedTuple):
@@ -52,29 +38,50 @@ def from_x0(x_t: torch.Tensor, level: Level, x0: torch.Tensor, log_variance: tor
 
 
 def model_denoiser(model: Model, options: DiffusionOptions) -> Denoiser:
-    """The denoiser of a network that predicts noise or v, and its step's variance where that is learned."""
+    """The denoiser of a network that predicts as `options` say, and its step's variance where that is learned."""
+    coefficients = level_coefficients(options)
 
     def denoise(x_t: torch.Tensor, level: Level, labels: torch.Tensor | None) -> Prediction:
         time = torch.full((len(x_t),), level.model_time, device=x_t.device)
         output = model(x_t, time, labels).float()
-        eps = output[:, : x_t.shape[1]]
-        if options.prediction == "v":
-            eps = eps_from_v(x_t, eps, level.alpha, level.sigma)
-        return from_eps(x_t, level, eps, step_log_variance(options, level, output))
+        predicted, variance = split(output, options)
+        at = coefficients(level)
+        x0 = x0_from(options.prediction, predicted, x_t, at)
+        eps = eps_from(options.prediction, predicted, x_t, at)
+        return Prediction(x0, eps, level_log_variance(options, level, variance, x_t))
 
     return denoise
 
 
-def step_log_variance(options: DiffusionOptions, level: Level, output: torch.Tensor) -> torch.Tensor:
-    """The reverse step's log variance: fixed, or interpolated by the network (arXiv 2102.09672, equation 15)."""
-    if options.variance == "learned_range":
-        fraction = (output.chunk(2, dim=1)[1] + 1) / 2
-        return fraction * level.log_beta + (1 - fraction) * level.log_posterior_variance
-    if options.variance == "fixed_small":
-        return torch.full((), level.log_posterior_variance, device=output.device)
-    # fixed_large: the last step's beta is replaced by the posterior's variance, as it adds no noise of its own.
-    last = level.model_time == 0
-    return torch.full((), level.log_posterior_variance if last else level.log_beta, device=output.device)
+def level_coefficients(options: DiffusionOptions) -> Callable[[Level], Coefficients]:
+    """From a level to its coefficients. A predicted mean is of the trained process's step, however it is respaced."""
+    if options.prediction != "mean":
+        return lambda level: Coefficients(level.alpha, level.sigma)
+    process = make_process(options)
+    tables = process.posterior_x0.tolist(), process.posterior_x_t.tolist()
+    timesteps = {time: t for t, time in enumerate(process.model_times.tolist())}
+
+    def coefficients(level: Level) -> Coefficients:
+        t = timesteps[level.model_time]
+        return Coefficients(level.alpha, level.sigma, tables[0][t], tables[1][t])
+
+    return coefficients
+
+
+def split(output: torch.Tensor, options: DiffusionOptions) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A network's output as its prediction and, where the variance is learned, the other half of its channels."""
+    if options.variance not in LEARNED_VARIANCES:
+        return output, None
+    predicted, variance = output.chunk(2, dim=1)
+    return predicted, variance
+
+
+def level_log_variance(
+    options: DiffusionOptions, level: Level, variance: torch.Tensor | None, like: torch.Tensor
+) -> torch.Tensor:
+    """The log variance of the reverse step from `level`."""
+    bounds = (level.log_beta, level.log_posterior_variance, level.log_large_variance)
+    return reverse_log_variance(options, variance, *(torch.full((), bound, device=like.device) for bound in bounds))
 
 
 def clipped(denoiser: Denoiser) -> Denoiser:

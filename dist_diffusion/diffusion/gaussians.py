@@ -1,26 +1,32 @@
-"""The Gaussians of a discrete diffusion process, for one level (sampling) or a batch of timesteps (training)."""
+"""The Gaussians of a diffusion process, for one level (sampling) or a batch of timesteps (training)."""
 
 import math
 from dataclasses import dataclass, fields
 
 import torch
 
-from dist_diffusion.diffusion.denoiser import Level
-from dist_diffusion.diffusion.schedules import alpha_bars
+from dist_diffusion.diffusion.levels import Level
+from dist_diffusion.diffusion.options import DiffusionOptions
+from dist_diffusion.diffusion.parameterizations import Coefficients
+from dist_diffusion.diffusion.schedules import alpha_bars, betas, time_scale
 
 
 @dataclass(frozen=True)
 class Process:
-    """Float64 tables over the timesteps of a process, each (T,)."""
+    """Float64 tables over the timesteps of a discrete process, each (T,)."""
 
     beta: torch.Tensor
     alpha_bar: torch.Tensor
     posterior_log_variance: torch.Tensor
     """log of beta~; its first entry, log 0, is replaced by its second."""
+    large_log_variance: torch.Tensor
+    """log of beta; its first entry is that of the posterior."""
     posterior_x0: torch.Tensor
     """Coefficient of x0 in the posterior's mean."""
     posterior_x_t: torch.Tensor
     """Coefficient of x_t in the posterior's mean."""
+    model_times: torch.Tensor
+    """What the network is told at each timestep."""
 
     @property
     def num_timesteps(self) -> int:
@@ -31,18 +37,28 @@ class Process:
         """The tables on a device, so that looking one up copies nothing."""
         return Process(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
+    def levels(self, t: torch.Tensor, like: torch.Tensor) -> tuple[Coefficients, torch.Tensor]:
+        """Coefficients that broadcast over `like` (N, ...), and what the network is told (N,), at timesteps t (N,)."""
+        tables = (self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt(), self.posterior_x0, self.posterior_x_t)
+        return Coefficients(*(at(table, t, like) for table in tables)), self.model_times[t]
 
-def make_process(beta: torch.Tensor) -> Process:
-    """The tables that follow from the variances beta (arXiv 2006.11239, equations 4 and 7)."""
+
+def make_process(options: DiffusionOptions) -> Process:
+    """The tables of a discrete process (arXiv 2006.11239, equations 4 and 7)."""
+    beta = betas(options)
     alpha_bar = alpha_bars(beta)
     previous = torch.cat([torch.ones(1, dtype=beta.dtype), alpha_bar[:-1]])
     variance = beta * (1 - previous) / (1 - alpha_bar)
+    variance[0] = variance[1]
+    times = torch.arange(options.num_timesteps)
     return Process(
         beta=beta,
         alpha_bar=alpha_bar,
-        posterior_log_variance=torch.log(torch.cat([variance[1:2], variance[1:]])),
+        posterior_log_variance=variance.log(),
+        large_log_variance=torch.cat([variance[:1], beta[1:]]).log(),
         posterior_x0=beta * previous.sqrt() / (1 - alpha_bar),
         posterior_x_t=(1 - previous) * (1 - beta).sqrt() / (1 - alpha_bar),
+        model_times=times * time_scale(options) if options.rescale_timesteps else times,
     )
 
 
@@ -51,15 +67,9 @@ def at(table: torch.Tensor, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor
     return table[t].float().view(-1, *[1] * (like.ndim - 1))
 
 
-def signal_and_noise(process: Process, t: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """alpha = sqrt(alpha_bar) and sigma = sqrt(1 - alpha_bar) at timesteps t, broadcastable over `like`."""
-    return at(process.alpha_bar.sqrt(), t, like), at((1 - process.alpha_bar).sqrt(), t, like)
-
-
-def q_sample(process: Process, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps (arXiv 2006.11239, equation 4)."""
-    alpha, sigma = signal_and_noise(process, t, x0)
-    return alpha * x0 + sigma * noise
+def q_sample(x0: torch.Tensor, noise: torch.Tensor, level: Coefficients) -> torch.Tensor:
+    """x_t = alpha x0 + sigma eps (arXiv 2006.11239, equation 4)."""
+    return level.alpha * x0 + level.sigma * noise
 
 
 def posterior_mean(x0: torch.Tensor, x_t: torch.Tensor, level: Level, following: Level) -> torch.Tensor:
@@ -69,6 +79,29 @@ def posterior_mean(x0: torch.Tensor, x_t: torch.Tensor, level: Level, following:
     from_x0 = beta * following.alpha / level.sigma**2
     from_x_t = following.sigma**2 * math.sqrt(ratio) / level.sigma**2
     return from_x0 * x0 + from_x_t * x_t
+
+
+def reverse_log_variance(
+    options: DiffusionOptions,
+    output: torch.Tensor | None,
+    log_beta: torch.Tensor,
+    log_posterior_variance: torch.Tensor,
+    log_large_variance: torch.Tensor,
+) -> torch.Tensor:
+    """A reverse step's log variance: a fixed one, or by the second half of the network's channels, `output`.
+
+    With learned_range that is v in about [-1, 1], which interpolates between the two fixed ones
+    (arXiv 2102.09672, equation 15).
+    """
+    if options.variance == "fixed_small":
+        return log_posterior_variance
+    if options.variance == "fixed_large":
+        return log_large_variance
+    assert output is not None, "a learned variance is an output of the network"
+    if options.variance == "learned":
+        return output
+    fraction = (output + 1) / 2
+    return fraction * log_beta + (1 - fraction) * log_posterior_variance
 
 
 def normal_kl(

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-from dist_diffusion.diffusion.denoiser import Denoiser, Level, Model, Prediction, from_eps
+from dist_diffusion.diffusion.denoiser import Denoiser, Model, Prediction, from_eps
+from dist_diffusion.diffusion.levels import Level
 
 Gradient = Callable[[torch.Tensor, Level, torch.Tensor | None], torch.Tensor]
 """The scaled gradient s d log p(y | x_t) / d x_t, shaped like x_t."""

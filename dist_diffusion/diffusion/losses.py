@@ -1,11 +1,13 @@
-"""Per-sample training losses of the noise-predicting process."""
+"""Per-sample training losses, (N,)."""
 
 import math
 
 import torch
 
-from dist_diffusion.diffusion.gaussians import Process, at, normal_kl
+from dist_diffusion.diffusion.gaussians import Process, at, normal_kl, reverse_log_variance
 from dist_diffusion.diffusion.likelihood import discretized_gaussian_log_likelihood
+from dist_diffusion.diffusion.options import DiffusionOptions, ObjectiveOptions, Prediction
+from dist_diffusion.diffusion.parameterizations import Coefficients
 
 
 def mean_flat(values: torch.Tensor) -> torch.Tensor:
@@ -18,25 +20,60 @@ def simple(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return mean_flat((target - predicted) ** 2)
 
 
+def snr_weight(options: ObjectiveOptions, prediction: Prediction, level: Coefficients) -> torch.Tensor | float:
+    """What the squared error of a prediction is weighted with at a level's signal-to-noise ratio alpha^2 / sigma^2.
+
+    As a weight of the image's squared error it is min(SNR, gamma) for min_snr (arXiv 2303.09556, equation 7), and
+    SNR + 1 / sigma_data^2 for edm (arXiv 2206.00364, table 1, with sigma^2 = 1 / SNR). The noise's error is SNR times
+    the image's, that of v SNR + 1 times, which is divided out.
+    """
+    if options.weighting == "uniform":
+        return 1.0
+    alpha, sigma = torch.as_tensor(level.alpha).flatten(), torch.as_tensor(level.sigma).flatten()
+    snr = (alpha / sigma) ** 2
+    weight = snr.clamp(max=options.min_snr_gamma) if options.weighting == "min_snr" else snr + options.sigma_data**-2
+    if prediction == "eps":
+        return weight / snr
+    return weight / (snr + 1) if prediction == "v" else weight
+
+
+def step_log_variance(
+    process: Process, options: DiffusionOptions, variance: torch.Tensor | None, t: torch.Tensor, like: torch.Tensor
+) -> torch.Tensor:
+    """The log variance of the reverse steps from timesteps t, broadcastable over `like`; see `reverse_log_variance`."""
+    tables = (process.beta.log(), process.posterior_log_variance, process.large_log_variance)
+    return reverse_log_variance(options, variance, *(at(table, t, like) for table in tables))
+
+
 def variational_bound(
     process: Process,
-    eps: torch.Tensor,
-    fraction: torch.Tensor,
     x0: torch.Tensor,
+    predicted_x0: torch.Tensor,
+    log_variance: torch.Tensor,
     x_t: torch.Tensor,
     t: torch.Tensor,
 ) -> torch.Tensor:
-    """The VLB's term at t, in bits per dimension, (N,) (arXiv 2102.09672, equations 4 to 7).
+    """The VLB's term at t, in bits per dimension (arXiv 2102.09672, equations 4 to 7).
 
-    `fraction` is the network's raw variance output in about [-1, 1]. Pass `eps` detached: the bound trains only
-    the variance (section 3.1 there).
+    Pass `predicted_x0` detached where the bound is to train the variance alone (section 3.1 there).
     """
-    posterior_log_variance = at(process.posterior_log_variance, t, x0)
-    share = (fraction + 1) / 2
-    log_variance = share * at(process.beta.log(), t, x0) + (1 - share) * posterior_log_variance
-    from_x0, from_x_t = at(process.posterior_x0, t, x0), at(process.posterior_x_t, t, x0)
-    signal, spread = at((1 / process.alpha_bar).sqrt(), t, x0), at((1 / process.alpha_bar - 1).sqrt(), t, x0)
-    mean = from_x0 * (signal * x_t - spread * eps) + from_x_t * x_t
-    kl = normal_kl(from_x0 * x0 + from_x_t * x_t, posterior_log_variance, mean, log_variance)
+    level, _ = process.levels(t, x0)
+    true_mean = level.posterior_x0 * x0 + level.posterior_x_t * x_t
+    mean = level.posterior_x0 * predicted_x0 + level.posterior_x_t * x_t
+    true_log_variance = at(process.posterior_log_variance, t, x0)
+    last = t == 0
+    return bound_term(x0, true_mean, true_log_variance, mean, log_variance, last)
+
+
+def bound_term(
+    x0: torch.Tensor,
+    true_mean: torch.Tensor,
+    true_log_variance: torch.Tensor,
+    mean: torch.Tensor,
+    log_variance: torch.Tensor,
+    last: torch.Tensor,
+) -> torch.Tensor:
+    """KL(q(x_{t-1} | x_t, x0) || p(x_{t-1} | x_t)), or where `last` (N,) -log p(x0 | x_t), in bits per dimension."""
+    kl = normal_kl(true_mean, true_log_variance, mean, log_variance)
     decoder = -discretized_gaussian_log_likelihood(x0, mean, 0.5 * log_variance)
-    return torch.where(t == 0, mean_flat(decoder), mean_flat(kl)) / math.log(2)
+    return torch.where(last, mean_flat(decoder), mean_flat(kl)) / math.log(2)

@@ -1,20 +1,56 @@
-"""What a network predicts, and how that is noise or an image again, at one noise level x_t = alpha x0 + sigma eps.
+"""What a network predicts, and how that is an image or the noise again, at a noise level x_t = alpha x0 + sigma eps."""
 
-`alpha` and `sigma` are floats, or tensors that broadcast over the images.
-"""
-
-from typing import TypeVar
+from dataclasses import dataclass
 
 import torch
 
-Scale = TypeVar("Scale", float, torch.Tensor)
+from dist_diffusion.diffusion.options import Prediction
+
+Scale = float | torch.Tensor
 
 
-def eps_from_v(x_t: torch.Tensor, v: torch.Tensor, alpha: Scale, sigma: Scale) -> torch.Tensor:
-    """eps = sigma x_t + alpha v, for alpha^2 + sigma^2 = 1."""
-    return sigma * x_t + alpha * v
+@dataclass(frozen=True)
+class Coefficients:
+    """Of one noise level (floats), or of one for each image (tensors that broadcast over the images)."""
+
+    alpha: Scale
+    sigma: Scale
+    posterior_x0: Scale = 0.0
+    """Of x0 in the mean of the trained process's posterior; for prediction mean alone, like the next."""
+    posterior_x_t: Scale = 0.0
+    """Of x_t in that mean."""
 
 
-def velocity(x0: torch.Tensor, eps: torch.Tensor, alpha: Scale, sigma: Scale) -> torch.Tensor:
-    """v = alpha eps - sigma x0 (arXiv 2202.00512, section 4), the target of v-prediction."""
-    return alpha * eps - sigma * x0
+def target(prediction: Prediction, x0: torch.Tensor, eps: torch.Tensor, at: Coefficients) -> torch.Tensor:
+    """What a perfect network puts out, shaped like x0.
+
+    The noise (arXiv 2006.11239, equation 14), the image, the mean of q(x_{t-1} | x_t, x0) (equation 7 there), or
+    v = alpha eps - sigma x0 (arXiv 2202.00512, section 4).
+    """
+    if prediction == "eps":
+        return eps
+    if prediction == "x0":
+        return x0
+    if prediction == "v":
+        return at.alpha * eps - at.sigma * x0
+    return at.posterior_x0 * x0 + at.posterior_x_t * (at.alpha * x0 + at.sigma * eps)
+
+
+def x0_from(prediction: Prediction, output: torch.Tensor, x_t: torch.Tensor, at: Coefficients) -> torch.Tensor:
+    """The image that a network's output stands for: `target`, solved for x0."""
+    if prediction == "eps":
+        return (x_t - at.sigma * output) / at.alpha
+    if prediction == "x0":
+        return output
+    if prediction == "v":
+        return at.alpha * x_t - at.sigma * output
+    return (output - at.posterior_x_t * x_t) / at.posterior_x0
+
+
+def eps_from(prediction: Prediction, output: torch.Tensor, x_t: torch.Tensor, at: Coefficients) -> torch.Tensor:
+    """The noise that a network's output stands for: `target`, solved for eps."""
+    if prediction == "eps":
+        return output
+    if prediction == "v":
+        return at.sigma * x_t + at.alpha * output
+    return (x_t - at.alpha * x0_from(prediction, output, x_t, at)) / at.sigma

@@ -6,9 +6,10 @@ from itertools import pairwise
 
 import torch
 
-from dist_diffusion.diffusion.denoiser import Denoiser, Level
+from dist_diffusion.diffusion.denoiser import Denoiser
 from dist_diffusion.diffusion.gaussians import posterior_mean
 from dist_diffusion.diffusion.guidance import Gradient
+from dist_diffusion.diffusion.levels import NOISE, Level
 
 Noise = Callable[[], torch.Tensor]
 """Each call is the next batch of standard normal noise, shaped like x."""
@@ -54,6 +55,20 @@ def ddim(
         x = following.alpha * prediction.x0 + direction * prediction.eps
         if eta:
             x = x + sigma * noise()
+    return x
+
+
+@torch.no_grad()
+def ddim_encode(
+    denoiser: Denoiser, levels: Sequence[Level], x: torch.Tensor, labels: torch.Tensor | None
+) -> torch.Tensor:
+    """From images to the noise that `ddim` at eta = 0 makes them of (arXiv 2010.02502, section 4.3).
+
+    The path is the sampler's, walked backwards; the noisiest level is followed by pure noise, as in the released code.
+    """
+    for level, noisier in pairwise([*reversed(levels[:-1]), NOISE]):
+        prediction = denoiser(x, level, labels)
+        x = noisier.alpha * prediction.x0 + noisier.sigma * prediction.eps
     return x
 
 

@@ -4,20 +4,25 @@ import math
 
 import torch
 
-from dist_diffusion.diffusion.denoiser import Level
+from dist_diffusion.diffusion.levels import CLEAN, Level
+from dist_diffusion.diffusion.log_snr import MODEL_TIMES, make_log_snr_process
 from dist_diffusion.diffusion.options import DiffusionOptions
 from dist_diffusion.errors import ConfigError
 
-CLEAN = Level(alpha=1.0, sigma=0.0, model_time=0.0)
 MAX_BETA = 0.999
 
 
 def betas(options: DiffusionOptions) -> torch.Tensor:
     """The variances beta_1..beta_T of the forward process, float64 (T,)."""
-    num = options.num_timesteps
+    assert options.schedule != "log_snr", "continuous time has no betas"
     if options.schedule == "linear":
-        return linear_betas(num)
-    return cosine_betas(num)
+        return linear_betas(options.num_timesteps)
+    return cosine_betas(options.num_timesteps)
+
+
+def time_scale(options: DiffusionOptions) -> float:
+    """What a timestep is multiplied by before the network is told."""
+    return 1000 / options.num_timesteps if options.rescale_timesteps else 1.0
 
 
 def linear_betas(num_timesteps: int) -> torch.Tensor:
@@ -80,19 +85,34 @@ def _strided(count: int, num_timesteps: int) -> list[int]:
 
 
 def sampling_levels(options: DiffusionOptions, steps: str) -> list[Level]:
-    """The respaced process from its noisiest level down to the clean one.
-
-    Each level carries the bounds of the reverse step's variance in the respaced process
-    (arXiv 2102.09672, equation 15), log beta and the log of the posterior's variance, whose first is its second.
-    """
+    """The path from the noisiest level down to the clean one, of a respaced process or in continuous time."""
+    if options.schedule == "log_snr":
+        return _continuous_levels(options, _count(steps, steps))
     kept = respace(steps, options.num_timesteps)
-    bars = alpha_bars(betas(options))[kept].tolist()
+    times = [t * time_scale(options) for t in kept]
+    return path(alpha_bars(betas(options))[kept].tolist(), times)
+
+
+def _continuous_levels(options: DiffusionOptions, count: int) -> list[Level]:
+    """`count` levels evenly spaced in u, both ends included, and the clean one (arXiv 2207.12598, Algorithm 2)."""
+    process = make_log_snr_process(options)
+    angles = [process.angle(1.0 if count == 1 else k / (count - 1)) for k in range(count)]
+    return path([math.cos(phi) ** 2 for phi in angles], [MODEL_TIMES * phi / (math.pi / 2) for phi in angles])
+
+
+def path(bars: list[float], times: list[float]) -> list[Level]:
+    """Levels of falling noise, the clean one last, from alpha_bar and model time by rising noise.
+
+    Each carries the variances of its reverse step (arXiv 2102.09672, equation 15). Where the posterior's would be 0, at
+    the last step, it is the step before's, as in the released code; so is fixed_large's there.
+    """
     previous = [1.0, *bars[:-1]]
     beta = [1 - bar / prev for bar, prev in zip(bars, previous, strict=True)]
     posterior = [b * (1 - prev) / (1 - bar) for b, bar, prev in zip(beta, bars, previous, strict=True)]
     posterior[0] = posterior[1] if len(posterior) > 1 else beta[0]
+    large = [posterior[0], *beta[1:]]
     levels = [
-        Level(math.sqrt(bar), math.sqrt(1 - bar), float(t), log_beta=math.log(b), log_posterior_variance=math.log(p))
-        for t, bar, b, p in zip(kept, bars, beta, posterior, strict=True)
+        Level(math.sqrt(bar), math.sqrt(1 - bar), time, math.log(b), math.log(p), math.log(v))
+        for time, bar, b, p, v in zip(times, bars, beta, posterior, large, strict=True)
     ]
     return [*reversed(levels), CLEAN]

@@ -76,14 +76,17 @@ class Checkpointer:
         """Where this start commits a step."""
         return os.path.join(self.folder, f"{step_name(step)}.{self.attempt}")
 
-    def save(self, engine: TrainingEngine, step: int, extra: dict[str, Any]) -> None:
-        """Begins to commit the state after `step` steps. `extra` is the caller's, JSON, kept as it is."""
+    def save(self, engine: TrainingEngine, step: int, extra: dict[str, Any], task_state: Any) -> None:
+        """Begins to commit the state after `step` steps.
+
+        `extra` and `task_state` are the caller's, JSON, kept as they are; only the first enters the exports.
+        """
         assert not self.in_flight, "one save at a time"
         job = Job(
             step=step,
             folder=self.folder_of(step),
             snap=slices.snapshot(engine.deepspeed, engine.ema),
-            marker=self._marker(engine, step, extra),
+            marker={**self._marker(engine, step, extra), "task": task_state},
         )
         self._outcome = None
         self._thread = threading.Thread(target=self._run, args=(job,), name="checkpoint", daemon=True)

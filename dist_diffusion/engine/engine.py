@@ -63,9 +63,11 @@ class TrainingEngine:
             fresh_state(self.deepspeed, shard, step=0.0)
         self.ema = ShardedEma(owned_shards(self.deepspeed), recipe.ema.decays)
 
-    def __call__(self, x: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        """The network's forward pass."""
-        return self.deepspeed(x, time, labels)
+    def __call__(
+        self, x: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None, low_res: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The network's forward pass; `low_res` is for those that take one."""
+        return self.deepspeed(x, time, labels) if low_res is None else self.deepspeed(x, time, labels, low_res)
 
     def step(self, step: int, num_micro_batches: int, loss_of: LossOf) -> StepResult:
         """Step number `step` (from 0): forward and backward of each micro-batch, then the update of weights and EMA."""

@@ -3,20 +3,23 @@
 import torch
 from torch import nn
 
-from dist_diffusion.models.encoder import Blocks, attention_factors, build_encoder
-from dist_diffusion.models.layers import GroupNorm32, attend, pointwise, timestep_embedding, weight_dtype
+from dist_diffusion.models.encoder import Blocks, Encoder, attention_factors, build_encoder, split_heads
+from dist_diffusion.models.layers import GroupNorm32, attend, pointwise, timestep_embedding, weight_dtype, zero
 from dist_diffusion.models.options import ClassifierOptions
+
+POOL_WIDTH = 2048
+"""Hidden width of the pools that see every block."""
 
 
 class AttentionPool(nn.Module):
     """Attention pooling as in CLIP (arXiv 2103.00020): the mean is a token of its own, and its output the result."""
 
-    def __init__(self, size: int, channels: int, head_channels: int, out_channels: int) -> None:
+    def __init__(self, size: int, channels: int, num_heads: int, out_channels: int) -> None:
         super().__init__()
         self.positional_embedding = nn.Parameter(torch.randn(channels, size**2 + 1) / channels**0.5)
         self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
         self.c_proj = nn.Conv1d(channels, out_channels, 1)
-        self.num_heads = channels // head_channels
+        self.num_heads = num_heads
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to (N, out_channels)."""
@@ -30,14 +33,14 @@ class AttentionPool(nn.Module):
 class Classifier(nn.Module):
     """log p(y | x_t, t) up to a constant."""
 
-    def __init__(self, options: ClassifierOptions) -> None:
+    def __init__(self, options: ClassifierOptions, recompute: bool) -> None:
         super().__init__()
         assert options.image_size and options.num_classes
         width, emb = options.channels, 4 * options.channels
         self.channels = width
         self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
         encoder = build_encoder(
-            classifier_blocks(options, emb),
+            classifier_blocks(options, emb, recompute),
             options.image_size,
             options.in_channels,
             width,
@@ -46,28 +49,49 @@ class Classifier(nn.Module):
             attention_factors(options.image_size, options.attention_resolutions),
         )
         self.input_blocks, self.middle_block = encoder.input_blocks, encoder.middle_block
-        size = options.image_size // encoder.downsampling
-        pool = AttentionPool(size, encoder.channels, options.num_head_channels, options.num_classes)
-        self.out = nn.Sequential(GroupNorm32(encoder.channels), nn.SiLU(), pool)
+        self.pools_every_block = options.pool in ("spatial", "spatial_v2")
+        self.out = build_pool(options, encoder, options.num_classes)
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """(N, C, H, W) and times (N,) to logits (N, num_classes). `labels` is there to share the models' signature."""
         dtype = weight_dtype(self.time_embed)
         emb = self.time_embed(timestep_embedding(time, self.channels).to(dtype))
         h = x.to(dtype).contiguous(memory_format=torch.channels_last)
-        for block in self.input_blocks:
+        means = []
+        for block in [*self.input_blocks, self.middle_block]:
             h = block(h, emb)
-        return self.out(self.middle_block(h, emb))
+            if self.pools_every_block:
+                means.append(h.mean(dim=(2, 3)))
+        return self.out(torch.cat(means, dim=1) if self.pools_every_block else h)
 
 
-def classifier_blocks(options: ClassifierOptions, emb_channels: int) -> Blocks:
+def build_pool(options: ClassifierOptions, encoder: Encoder, num_classes: int) -> nn.Sequential:
+    """From the bottom's features, or the averages of every block, to logits."""
+    channels = encoder.channels
+    if options.pool == "attention":
+        assert options.image_size
+        size = options.image_size // encoder.downsampling
+        heads = split_heads(channels, options.num_heads, options.num_head_channels)
+        pool = AttentionPool(size, channels, heads, num_classes)
+        return nn.Sequential(GroupNorm32(channels), nn.SiLU(), pool)
+    if options.pool == "adaptive":
+        head = zero(nn.Conv2d(channels, num_classes, 1))
+        return nn.Sequential(GroupNorm32(channels), nn.SiLU(), nn.AdaptiveAvgPool2d(1), head, nn.Flatten())
+    features = nn.Linear(sum(encoder.skip_channels) + channels, POOL_WIDTH)
+    if options.pool == "spatial":
+        return nn.Sequential(features, nn.ReLU(), nn.Linear(POOL_WIDTH, num_classes))
+    return nn.Sequential(features, GroupNorm32(POOL_WIDTH), nn.SiLU(), nn.Linear(POOL_WIDTH, num_classes))
+
+
+def classifier_blocks(options: ClassifierOptions, emb_channels: int, recompute: bool) -> Blocks:
     """What all blocks of the network have in common."""
     return Blocks(
         emb_channels=emb_channels,
         dropout=options.dropout,
         scale_shift_norm=options.scale_shift_norm,
         resblock_updown=options.resblock_updown,
-        num_heads=1,
+        num_heads=options.num_heads,
         num_head_channels=options.num_head_channels,
         new_attention_order=options.new_attention_order,
+        recompute=recompute,
     )

@@ -19,6 +19,7 @@ class Blocks:
     num_heads: int
     num_head_channels: int | None
     new_attention_order: bool
+    recompute: bool
 
     def residual(self, channels: int, out_channels: int) -> ResBlock:
         """A block that changes the channels."""
@@ -26,11 +27,12 @@ class Blocks:
 
     def attention(self, channels: int) -> AttentionBlock:
         """Self-attention with the configured heads."""
-        heads = self.num_heads if self.num_head_channels is None else channels // self.num_head_channels
-        if heads < 1 or channels % heads:
-            wanted = f"num_heads={heads}" if self.num_head_channels is None else f"{self.num_head_channels} a head"
-            raise ConfigError(f"model: {channels} channels cannot be split into heads of {wanted}")
+        heads = split_heads(channels, self.num_heads, self.num_head_channels)
         return AttentionBlock(channels, heads, self.new_attention_order)
+
+    def sequence(self, *layers: nn.Module) -> TimestepSequential:
+        """The blocks between two skips."""
+        return TimestepSequential(*layers, recompute=self.recompute)
 
     def resample(self, channels: int, direction: type[Downsample] | type[Upsample]) -> nn.Module:
         """Halve or double the resolution, by a residual block or a plain convolution."""
@@ -53,9 +55,28 @@ class Encoder:
     """Image size over the bottom's size."""
 
 
+def split_heads(channels: int, num_heads: int, num_head_channels: int | None) -> int:
+    """How many heads attention over `channels` has; ConfigError where they do not divide."""
+    if num_head_channels is not None:
+        if channels % num_head_channels:
+            raise ConfigError(f"model.num_head_channels={num_head_channels} does not divide {channels} channels")
+        return channels // num_head_channels
+    if num_heads < 1 or channels % num_heads:
+        raise ConfigError(f"model.num_heads={num_heads} does not divide {channels} channels")
+    return num_heads
+
+
 def attention_factors(image_size: int, resolutions: tuple[int, ...]) -> set[int]:
     """The downsampling factors at which attention is used."""
     return {image_size // resolution for resolution in resolutions}
+
+
+def level_widths(channels: int, channel_mult: tuple[float, ...]) -> list[int]:
+    """Channels of each resolution; ConfigError where a multiplier leaves a fraction of a channel."""
+    for multiplier in channel_mult:
+        if not (multiplier * channels).is_integer():
+            raise ConfigError(f"model.channel_mult has {multiplier}, of model.channels={channels} that is no number")
+    return [int(multiplier * channels) for multiplier in channel_mult]
 
 
 def build_encoder(
@@ -63,32 +84,32 @@ def build_encoder(
     image_size: int,
     in_channels: int,
     channels: int,
-    channel_mult: tuple[int, ...],
+    channel_mult: tuple[float, ...],
     num_res_blocks: int,
     attention: set[int],
 ) -> Encoder:
     """Input blocks and middle block (arXiv 2105.05233, section 3)."""
-    levels = len(channel_mult)
+    levels, widths = len(channel_mult), level_widths(channels, channel_mult)
     if image_size % 2 ** (levels - 1):
         raise ConfigError(
             f"data.image_size={image_size} cannot be halved {levels - 1} times, as model.channel_mult asks"
         )
-    current, factor = channel_mult[0] * channels, 1
-    input_blocks = nn.ModuleList([TimestepSequential(nn.Conv2d(in_channels, current, 3, padding=1))])
+    current, factor = widths[0], 1
+    input_blocks = nn.ModuleList([blocks.sequence(nn.Conv2d(in_channels, current, 3, padding=1))])
     skips = [current]
-    for level, multiplier in enumerate(channel_mult):
+    for level, width in enumerate(widths):
         for _ in range(num_res_blocks):
-            layers: list[nn.Module] = [blocks.residual(current, multiplier * channels)]
-            current = multiplier * channels
+            layers: list[nn.Module] = [blocks.residual(current, width)]
+            current = width
             if factor in attention:
                 layers.append(blocks.attention(current))
-            input_blocks.append(TimestepSequential(*layers))
+            input_blocks.append(blocks.sequence(*layers))
             skips.append(current)
         if level + 1 < levels:
-            input_blocks.append(TimestepSequential(blocks.resample(current, Downsample)))
+            input_blocks.append(blocks.sequence(blocks.resample(current, Downsample)))
             skips.append(current)
             factor *= 2
-    middle = TimestepSequential(
+    middle = blocks.sequence(
         blocks.residual(current, current), blocks.attention(current), blocks.residual(current, current)
     )
     return Encoder(input_blocks, middle, skips, current, factor)

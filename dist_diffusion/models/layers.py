@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from dist_diffusion.errors import ConfigError
 
@@ -160,10 +161,22 @@ def pointwise(conv: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 class TimestepSequential(nn.Sequential):
-    """A sequence whose residual blocks are also given the timestep embedding."""
+    """A sequence whose residual blocks are also given the timestep embedding.
+
+    With `recompute` the backward pass keeps its input alone and computes the rest again, dropout included.
+    """
+
+    def __init__(self, *layers: nn.Module, recompute: bool = False) -> None:
+        super().__init__(*layers)
+        self.recompute = recompute
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """(N, C, H, W) and (N, E) through all blocks."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._through, x, emb, use_reentrant=False)
+        return self._through(x, emb)
+
+    def _through(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         for layer in self:
             x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
         return x

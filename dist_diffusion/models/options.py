@@ -1,6 +1,7 @@
 """Options of the networks. Fields with None are taken from the data and the process when a recipe is resolved."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -9,10 +10,12 @@ class UNetOptions:
 
     channels: int = 128
     num_res_blocks: int = 2
-    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    channel_mult: tuple[float, ...] = (1, 2, 3, 4)
     attention_resolutions: tuple[int, ...] = (16, 8)
     """Image sizes, in pixels, at which attention is used."""
     num_heads: int = 4
+    num_heads_upsample: int | None = None
+    """Heads in the decoder; None is num_heads."""
     num_head_channels: int | None = None
     """Channels of a head; where given it decides, else num_heads does."""
     scale_shift_norm: bool = True
@@ -31,14 +34,27 @@ class UNetOptions:
 
 
 @dataclass(frozen=True)
+class SuperResolutionOptions(UNetOptions):
+    """The UNet that is also given a smaller image of the same scene (arXiv 2105.05233, section 3)."""
+
+    low_res_size: int = 64
+    """Size of the smaller image."""
+
+
+@dataclass(frozen=True)
 class ClassifierOptions:
     """The noise-aware classifier: the UNet's encoder and a pool (arXiv 2105.05233, section 4)."""
 
     channels: int = 128
     num_res_blocks: int = 2
-    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    channel_mult: tuple[float, ...] = (1, 2, 3, 4)
     attention_resolutions: tuple[int, ...] = (32, 16, 8)
-    num_head_channels: int = 64
+    num_heads: int = 1
+    num_head_channels: int | None = 64
+    """Channels of a head; where given it decides, else num_heads does."""
+    pool: Literal["attention", "adaptive", "spatial", "spatial_v2"] = "attention"
+    """From features to logits: attention with the mean as a token, their average, or a small network on the averages
+    of every block."""
     scale_shift_norm: bool = True
     resblock_updown: bool = True
     new_attention_order: bool = False

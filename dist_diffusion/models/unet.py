@@ -1,12 +1,13 @@
 """The ADM UNet (arXiv 2105.05233, section 3)."""
 
+import dataclasses
+
 import torch
 from torch import nn
 
-from dist_diffusion.models.encoder import Blocks, attention_factors, build_encoder
+from dist_diffusion.models.encoder import Blocks, attention_factors, build_encoder, level_widths
 from dist_diffusion.models.layers import (
     GroupNorm32,
-    TimestepSequential,
     Upsample,
     timestep_embedding,
     weight_dtype,
@@ -18,7 +19,7 @@ from dist_diffusion.models.options import UNetOptions
 class UNet(nn.Module):
     """Predicts noise, and where `out_channels` is twice the image's, the step's variance."""
 
-    def __init__(self, options: UNetOptions) -> None:
+    def __init__(self, options: UNetOptions, recompute: bool, conditioning_channels: int = 0) -> None:
         super().__init__()
         assert options.image_size and options.out_channels and options.num_classes is not None
         width, emb = options.channels, 4 * options.channels
@@ -26,30 +27,33 @@ class UNet(nn.Module):
         self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
         if options.num_classes:
             self.label_emb = nn.Embedding(options.num_classes + bool(options.null_label), emb)
-        blocks = unet_blocks(options, emb)
+        blocks = unet_blocks(options, emb, options.num_heads, recompute)
         attention = attention_factors(options.image_size, options.attention_resolutions)
         encoder = build_encoder(
             blocks,
             options.image_size,
-            options.in_channels,
+            options.in_channels + conditioning_channels,
             width,
             options.channel_mult,
             options.num_res_blocks,
             attention,
         )
         self.input_blocks, self.middle_block = encoder.input_blocks, encoder.middle_block
+        heads = options.num_heads if options.num_heads_upsample is None else options.num_heads_upsample
+        blocks = dataclasses.replace(blocks, num_heads=heads)
+        widths = level_widths(width, options.channel_mult)
         self.output_blocks = nn.ModuleList()
         skips, current, factor = list(encoder.skip_channels), encoder.channels, encoder.downsampling
-        for level, multiplier in reversed(list(enumerate(options.channel_mult))):
+        for level, level_width in reversed(list(enumerate(widths))):
             for i in range(options.num_res_blocks + 1):
-                layers: list[nn.Module] = [blocks.residual(current + skips.pop(), multiplier * width)]
-                current = multiplier * width
+                layers: list[nn.Module] = [blocks.residual(current + skips.pop(), level_width)]
+                current = level_width
                 if factor in attention:
                     layers.append(blocks.attention(current))
                 if level and i == options.num_res_blocks:
                     layers.append(blocks.resample(current, Upsample))
                     factor //= 2
-                self.output_blocks.append(TimestepSequential(*layers))
+                self.output_blocks.append(blocks.sequence(*layers))
         out_conv = zero(nn.Conv2d(current, options.out_channels, 3, padding=1))
         self.out = nn.Sequential(GroupNorm32(current), nn.SiLU(), out_conv)
 
@@ -71,14 +75,15 @@ class UNet(nn.Module):
         return self.out(h)
 
 
-def unet_blocks(options: UNetOptions, emb_channels: int) -> Blocks:
+def unet_blocks(options: UNetOptions, emb_channels: int, num_heads: int, recompute: bool) -> Blocks:
     """What all blocks of the network have in common."""
     return Blocks(
         emb_channels=emb_channels,
         dropout=options.dropout,
         scale_shift_norm=options.scale_shift_norm,
         resblock_updown=options.resblock_updown,
-        num_heads=options.num_heads,
+        num_heads=num_heads,
         num_head_channels=options.num_head_channels,
         new_attention_order=options.new_attention_order,
+        recompute=recompute,
     )

@@ -3,16 +3,18 @@
 from torch.nn import functional as F
 
 from dist_diffusion.config.schema import ClassifierRecipe
-from dist_diffusion.diffusion.gaussians import Process, q_sample
-from dist_diffusion.diffusion.timesteps import uniform_timesteps
+from dist_diffusion.diffusion.timesteps import LossHistory
 from dist_diffusion.draws import Draw, Normal, Uniform
+from dist_diffusion.tasks.noising import AnyProcess, noised
 from dist_diffusion.tasks.task import Forward, TaskBatch, TaskLoss, to_unit_range
 
 
 class ClassifierTask:
     """Tell the class of a noised image, at every noise level."""
 
-    def __init__(self, recipe: ClassifierRecipe, process: Process) -> None:
+    history: LossHistory | None = None
+
+    def __init__(self, recipe: ClassifierRecipe, process: AnyProcess) -> None:
         model = recipe.model
         assert model.image_size is not None
         self.process = process
@@ -21,9 +23,9 @@ class ClassifierTask:
 
     def loss(self, forward: Forward, batch: TaskBatch) -> TaskLoss:
         """Cross-entropy of the label given (x_t, t)."""
-        t = uniform_timesteps(batch.draws["timestep"], self.process.num_timesteps)
-        x_t = q_sample(self.process, to_unit_range(batch.images), t, batch.draws["noise"])
-        logits = forward(x_t, t, None).float()
+        x0, noise = to_unit_range(batch.images), batch.draws["noise"]
+        made = noised(self.process, x0, noise, batch.draws["timestep"])
+        logits = forward(made.x_t, made.time, None).float()
         per_sample = F.cross_entropy(logits, batch.labels, reduction="none")
         correct = (logits.argmax(dim=1) == batch.labels).float()
         return TaskLoss(per_sample.mean(), {"accuracy": correct.detach()})

@@ -4,53 +4,81 @@ import torch
 
 from dist_diffusion.config.schema import DiffusionRecipe
 from dist_diffusion.diffusion import losses
-from dist_diffusion.diffusion.gaussians import Process, q_sample, signal_and_noise
-from dist_diffusion.diffusion.parameterizations import eps_from_v, velocity
-from dist_diffusion.diffusion.timesteps import uniform_timesteps
-from dist_diffusion.draws import Bernoulli, Draw, Normal, Uniform
+from dist_diffusion.diffusion.denoiser import split
+from dist_diffusion.diffusion.gaussians import Process
+from dist_diffusion.diffusion.parameterizations import target, x0_from
+from dist_diffusion.diffusion.timesteps import LossHistory
+from dist_diffusion.draws import Bernoulli, Draw, Normal, Stratified, Uniform
+from dist_diffusion.tasks.noising import AnyProcess, Noised, noised
 from dist_diffusion.tasks.task import Forward, TaskBatch, TaskLoss, to_unit_range
 
 
 class DiffusionTask:
-    """Predict the noise, and with the hybrid loss the reverse step's variance, of a class-conditional model."""
+    """Predict the noise, or what stands for it, and where it is learned the reverse step's variance."""
 
-    def __init__(self, recipe: DiffusionRecipe, process: Process) -> None:
-        model = recipe.model
+    def __init__(self, recipe: DiffusionRecipe, process: AnyProcess, device: torch.device) -> None:
+        model, objective = recipe.model, recipe.objective
         assert model.image_size is not None and model.num_classes is not None
-        self.process = process
-        self.predicts_v = recipe.diffusion.prediction == "v"
-        self.hybrid = recipe.objective.loss == "hybrid"
+        self.process, self.options, self.objective = process, recipe.diffusion, objective
         self.num_classes = model.num_classes
+        self.history: LossHistory | None = None
+        if objective.timesteps == "loss_aware":
+            self.history = LossHistory.empty(recipe.diffusion.num_timesteps, device)
+        stratified = objective.timesteps == "stratified"
         shape = (model.in_channels, model.image_size, model.image_size)
         self.draws: tuple[Draw, ...] = (
-            Uniform("timestep"),
+            Stratified("timestep", recipe.train.global_batch) if stratified else Uniform("timestep"),
             Normal("noise", shape),
-            Bernoulli("dropped_label", recipe.objective.p_uncond),
+            Bernoulli("dropped_label", objective.p_uncond),
         )
 
     def loss(self, forward: Forward, batch: TaskBatch) -> TaskLoss:
-        """L_simple, plus with `hybrid` the variational bound on the variance alone (arXiv 2102.09672, equation 16).
-
-        The bound, in bits per dimension, has weight 1 as in the released code: the paper's 0.001 times T = 1000 terms.
-        """
+        """The objective's loss, each sample weighted against the way its timestep was drawn."""
         x0, noise = to_unit_range(batch.images), batch.draws["noise"]
-        t = uniform_timesteps(batch.draws["timestep"], self.process.num_timesteps)
-        x_t = q_sample(self.process, x0, t, noise)
-        output = forward(x_t, t, self.labels(batch)).float()
-        predicted = output[:, : x0.shape[1]]
-        alpha, sigma = signal_and_noise(self.process, t, x0)
-        if self.predicts_v:
-            per_sample = losses.simple(predicted, velocity(x0, noise, alpha, sigma))
-            eps = eps_from_v(x_t, predicted, alpha, sigma)
-        else:
-            per_sample, eps = losses.simple(predicted, noise), predicted
-        log = {"mse": per_sample.detach()}
-        if self.hybrid:
-            fraction = output[:, x0.shape[1] :]
-            bound = losses.variational_bound(self.process, eps.detach(), fraction, x0, x_t, t)
-            per_sample = per_sample + bound
-            log["vb"] = bound.detach()
-        return TaskLoss(per_sample.mean(), log)
+        made = noised(self.process, x0, noise, batch.draws["timestep"], self.history)
+        output = self.predict(forward, made, x0, self.labels(batch)).float()
+        log = self.terms(output, x0, noise, made)
+        per_sample = torch.stack(list(log.values())).sum(dim=0)
+        seen = None if made.t is None else (made.t, per_sample.detach())
+        log = {name: term.detach() for name, term in log.items()}
+        return TaskLoss((per_sample * made.weight).mean(), log, seen)
+
+    def predict(self, forward: Forward, made: Noised, x0: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """The network's output for a noised batch; `x0` is there for tasks that condition on it."""
+        return forward(made.x_t, made.time, labels)
+
+    def terms(
+        self, output: torch.Tensor, x0: torch.Tensor, noise: torch.Tensor, made: Noised
+    ) -> dict[str, torch.Tensor]:
+        """The loss's terms, each (N,): mse and vb.
+
+        The bound of `hybrid`, in bits per dimension, has weight 1 as in the released code: the paper's 0.001
+        (arXiv 2102.09672, equation 16) times T = 1000 terms.
+        """
+        predicted, variance = split(output, self.options)
+        if self.objective.loss == "kl":
+            return {"vb": self.num_timesteps * self.bound(predicted, variance, x0, made)}
+        wanted = target(self.options.prediction, x0, noise, made.level)
+        weight = losses.snr_weight(self.objective, self.options.prediction, made.level)
+        terms = {"mse": weight * losses.simple(predicted, wanted)}
+        if self.objective.loss != "simple":
+            scale = self.num_timesteps / 1000 if self.objective.loss == "rescaled" else 1.0
+            terms["vb"] = scale * self.bound(predicted.detach(), variance, x0, made)
+        return terms
+
+    def bound(
+        self, predicted: torch.Tensor, variance: torch.Tensor | None, x0: torch.Tensor, made: Noised
+    ) -> torch.Tensor:
+        """The variational bound's terms, in bits per dimension, (N,)."""
+        assert isinstance(self.process, Process) and made.t is not None
+        predicted_x0 = x0_from(self.options.prediction, predicted, made.x_t, made.level)
+        log_variance = losses.step_log_variance(self.process, self.options, variance, made.t, x0)
+        return losses.variational_bound(self.process, x0, predicted_x0, log_variance, made.x_t, made.t)
+
+    @property
+    def num_timesteps(self) -> int:
+        """T."""
+        return self.options.num_timesteps
 
     def labels(self, batch: TaskBatch) -> torch.Tensor | None:
         """The labels, dropped ones replaced by the null label, which is the last row; None if unconditional."""

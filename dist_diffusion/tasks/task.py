@@ -1,15 +1,22 @@
 """What a step does: the draws that it needs and the loss that it makes of a batch. Nothing of how a run runs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from dist_diffusion.diffusion.timesteps import LossHistory
 from dist_diffusion.draws import Draw
 
-Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-"""The network, possibly inside an engine: (x, model time, labels) to its output."""
+
+class Forward(Protocol):
+    """The network, possibly inside an engine."""
+
+    def __call__(
+        self, x: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None, low_res: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(x, model time, labels), and for super-resolution the smaller image, to the output."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +34,15 @@ class TaskLoss:
 
     loss: torch.Tensor
     log: dict[str, torch.Tensor]
+    seen: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Timesteps and losses for the task's history, each (N,)."""
 
 
 class Task(Protocol):
     """A training task."""
+
+    history: LossHistory | None
+    """Losses by timestep, where these decide which timesteps are drawn."""
 
     @property
     def draws(self) -> tuple[Draw, ...]:

@@ -8,7 +8,8 @@ import torch
 
 from dist_diffusion.config.schema import DiffusionRecipe, TrainRecipe
 from dist_diffusion.data.loader import Batch, Loader
-from dist_diffusion.distributed.agreement import any_of
+from dist_diffusion.diffusion.timesteps import LossHistory
+from dist_diffusion.distributed.agreement import any_of, gather
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.distributed.signals import StopFlag
 from dist_diffusion.engine.checkpoint import Checkpointer
@@ -80,14 +81,26 @@ def train_step(run: Run, batch: Batch) -> tuple[StepResult, dict[str, torch.Tens
     """One optimizer step over this rank's micro-batches; the log holds means over this rank's samples."""
     micros = micro_batches(batch, micro_batch(run.recipe, run.group.world_size), run.group.device)
     logs: list[dict[str, torch.Tensor]] = []
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def loss_of(i: int) -> torch.Tensor:
         made = run.task.loss(run.engine, micros[i])
         logs.append({name: values.mean() for name, values in made.log.items()})
+        if made.seen is not None:
+            seen.append(made.seen)
         return made.loss
 
     result = run.engine.step(batch.step, len(micros), loss_of)
+    if run.task.history is not None and result.applied:
+        run.task.history = update_history(run.task.history, run.group, seen)
     return result, {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
+
+
+def update_history(history: LossHistory, group: Group, seen: list[tuple[torch.Tensor, torch.Tensor]]) -> LossHistory:
+    """The history with all ranks' losses of this step, in order of their positions: alike in every rank."""
+    mine = tuple(torch.cat(parts).cpu() for parts in zip(*seen, strict=True))
+    t, losses = (torch.cat(parts).to(group.device) for parts in zip(*gather(group, mine), strict=True))
+    return history.updated(t, losses)
 
 
 def micro_batches(batch: Batch, size: int, device: torch.device) -> list[TaskBatch]:
@@ -132,7 +145,8 @@ def boundary(run: Run) -> bool:
 def save(run: Run) -> None:
     """Begins a commit of the present state."""
     kept = {**run.data, "skipped_steps": run.observer.skipped_steps, "commits": run.commits + 1}
-    run.checkpointer.save(run.engine, run.step, kept)
+    history = run.task.history
+    run.checkpointer.save(run.engine, run.step, kept, None if history is None else history.to_json())
 
 
 def settle(run: Run) -> None:

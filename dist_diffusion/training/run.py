@@ -10,6 +10,7 @@ from dist_diffusion import draws
 from dist_diffusion.config.load import from_dict, to_yaml
 from dist_diffusion.config.protected import changes, refuse_protected
 from dist_diffusion.config.schema import TrainRecipe
+from dist_diffusion.diffusion.timesteps import LossHistory
 from dist_diffusion.distributed import group as groups
 from dist_diffusion.distributed.agreement import broadcast, on_rank_zero
 from dist_diffusion.distributed.environment import Topology
@@ -147,7 +148,7 @@ def assemble(prepared: Prepared, place: Place, stop: StopFlag, lease: leases.Lea
     task = build_task(recipe, group.device)
     torch.manual_seed(draws.key(recipe.seed, "weights", 0))
     with alike():
-        engine = TrainingEngine(build_model(recipe.model), recipe, group)
+        engine = TrainingEngine(build_model(recipe.model, recipe.engine.recompute), recipe, group)
     kept: dict[str, Any] = {}
     step = start.step
     if start.commit is None:
@@ -155,6 +156,8 @@ def assemble(prepared: Prepared, place: Place, stop: StopFlag, lease: leases.Lea
     else:
         start.checkpointer.restore(engine, start.commit)
         kept = start.commit.marker["extra"]
+        if task.history is not None:
+            task.history = LossHistory.from_json(start.commit.marker["task"], group.device)
         console.say(f"resuming at step {step} from {start.commit.path}")
     observer = Observer(place.run_dir, recipe, group, console, step, kept.get("skipped_steps", 0))
     return Run(

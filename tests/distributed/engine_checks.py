@@ -85,7 +85,7 @@ def train_and_save(folder: str, stage: int, precision: str, group: Group) -> lis
         if has_full_masters:
             averages = [a.lerp(p, 0.5) for a, p in zip(averages, full_parameters(engine), strict=True)]
     checkpointer = Checkpointer(folder, recipe, group, attempt(group), print, may_write=lambda: True)
-    checkpointer.save(engine, SAVED, {"note": "kept"})
+    checkpointer.save(engine, SAVED, {"note": "kept"}, None)
     outcome = checkpointer.settle()
     assert outcome.error is None, outcome
     if has_full_masters:
@@ -152,7 +152,7 @@ def check_save_before_the_first_update(folder: str, stage: int, group: Group) ->
     assert not advance(engine, group, 0, poison=True)[1]
     recipe = recipe_of(stage, "fp32")
     checkpointer = Checkpointer(folder, recipe, group, attempt(group), print, may_write=lambda: True)
-    checkpointer.save(engine, SAVED, {"note": "kept"})
+    checkpointer.save(engine, SAVED, {"note": "kept"}, None)
     outcome = checkpointer.settle()
     assert outcome.error is None, outcome
     continued = advance_to_the_end(engine, group)
@@ -168,12 +168,12 @@ def check_a_failing_save(folder: str, group: Group) -> None:
     if group.rank == 0:
         os.makedirs(blocked)
     torch.distributed.barrier()
-    checkpointer.save(engine, 1, {})
+    checkpointer.save(engine, 1, {}, None)
     outcome = checkpointer.settle()
     assert outcome.error is not None and "rank-00001.safetensors" in outcome.error, outcome
     assert not os.path.exists(checkpointer.folder_of(1))
     torch.distributed.barrier()  # the other rank looks before the next save makes the folder again
-    checkpointer.save(engine, 1, {})
+    checkpointer.save(engine, 1, {}, None)
     assert checkpointer.settle().error is None
     assert [found.name for found in committed.scan(folder)] == ["step-000000001"]
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from dist_diffusion.diffusion import losses, samplers, schedules
-from dist_diffusion.diffusion.denoiser import Level, clipped, model_denoiser
+from dist_diffusion.diffusion.denoiser import clipped, model_denoiser
 from dist_diffusion.diffusion.gaussians import make_process, q_sample
 from dist_diffusion.diffusion.guidance import score_shifted
+from dist_diffusion.diffusion.levels import Level
 from dist_diffusion.diffusion.options import DiffusionOptions
 
 FOLDER = Path(__file__).parent

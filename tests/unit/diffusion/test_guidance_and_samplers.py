@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from dist_diffusion.diffusion import samplers
-from dist_diffusion.diffusion.denoiser import Level, Prediction, clipped, from_eps, model_denoiser
+from dist_diffusion.diffusion.denoiser import Prediction, clipped, from_eps, model_denoiser
 from dist_diffusion.diffusion.guidance import classifier_free, classifier_gradient, guided_by_model, score_shifted
+from dist_diffusion.diffusion.levels import Level
 from dist_diffusion.diffusion.options import DiffusionOptions
 from dist_diffusion.diffusion.parameterizations import velocity
 from dist_diffusion.diffusion.schedules import respace, sampling_levels

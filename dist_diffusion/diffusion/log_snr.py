@@ -1,0 +1,55 @@
+"""Continuous time by the log signal-to-noise ratio (arXiv 2207.12598, section 2).
+
+There lambda = -2 log tan(a u + b) for u uniform in [0, 1], alpha^2 = sigmoid(lambda) and sigma^2 = sigmoid(-lambda).
+With the angle phi = a u + b that is alpha = cos phi and sigma = sin phi.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from dist_diffusion.diffusion.options import DiffusionOptions
+from dist_diffusion.diffusion.parameterizations import Coefficients
+
+MODEL_TIMES = 1000.0
+"""What the network is told at pure noise; 0 is a clean image. Our choice: phi over pi / 2, on the scale of the discrete
+timesteps that the sinusoidal embedding is made for."""
+
+
+@dataclass(frozen=True)
+class LogSnrProcess:
+    """The process between two log signal-to-noise ratios."""
+
+    log_snr_min: float
+    log_snr_max: float
+
+    @property
+    def angle_min(self) -> float:
+        """b: phi of the largest log-SNR."""
+        return math.atan(math.exp(-self.log_snr_max / 2))
+
+    @property
+    def angle_max(self) -> float:
+        """a + b: phi of the smallest log-SNR."""
+        return math.atan(math.exp(-self.log_snr_min / 2))
+
+    def angle(self, u: float) -> float:
+        """phi of one u in [0, 1]."""
+        return self.angle_min + u * (self.angle_max - self.angle_min)
+
+    def levels(self, u: torch.Tensor, like: torch.Tensor) -> tuple[Coefficients, torch.Tensor]:
+        """Coefficients that broadcast over `like` (N, ...), and what the network is told (N,), of u (N,) in float64."""
+        phi = self.angle_min + u * (self.angle_max - self.angle_min)
+        alpha, sigma = (part.float().view(-1, *[1] * (like.ndim - 1)) for part in (phi.cos(), phi.sin()))
+        return Coefficients(alpha, sigma), model_time(phi).float()
+
+
+def make_log_snr_process(options: DiffusionOptions) -> LogSnrProcess:
+    """The process of schedule log_snr."""
+    return LogSnrProcess(options.log_snr_min, options.log_snr_max)
+
+
+def model_time(phi: torch.Tensor) -> torch.Tensor:
+    """What the network is told at an angle: bounded, and smooth in the log-SNR."""
+    return MODEL_TIMES * phi / (math.pi / 2)
