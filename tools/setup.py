@@ -96,7 +96,7 @@ def build_venv(wheels: "list[str]") -> None:
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", "--use-pep517"]
     # One call for all that has dependencies: torch's exact pin then decides for every package that asks for torch.
     run([*pip, "-r", "requirements.txt", "-r", "requirements-dev.txt", *wheels])
-    run([*pip, "--no-deps", "-r", "requirements-nodeps.txt", "-e", "."])
+    run([*pip, "--no-deps", "-r", "requirements-nodeps.txt", "-r", "requirements-bench.txt", "-e", "."])
 
 
 def provide_dataset() -> None:

@@ -12,7 +12,7 @@ import torch
 from dist_diffusion.diffusion.gaussians import make_process, reverse_log_variance
 from dist_diffusion.diffusion.levels import Level
 from dist_diffusion.diffusion.options import LEARNED_VARIANCES, DiffusionOptions
-from dist_diffusion.diffusion.parameterizations import Coefficients, eps_from, x0_from
+from dist_diffusion.diffusion.parameterizations import Coefficients, eps_from, image_of, noise_of, x0_from
 
 
 class Prediction(NamedTuple):
@@ -28,13 +28,13 @@ Denoiser = Callable[[torch.Tensor, Level, torch.Tensor | None], Prediction]
 
 
 def from_eps(x_t: torch.Tensor, level: Level, eps: torch.Tensor, log_variance: torch.Tensor | None) -> Prediction:
-    """The prediction that belongs to a noise estimate: x0 = (x_t - sigma eps) / alpha."""
-    return Prediction((x_t - level.sigma * eps) / level.alpha, eps, log_variance)
+    """The prediction that belongs to a noise estimate."""
+    return Prediction(image_of(x_t, eps, level.alpha, level.sigma), eps, log_variance)
 
 
 def from_x0(x_t: torch.Tensor, level: Level, x0: torch.Tensor, log_variance: torch.Tensor | None) -> Prediction:
-    """The prediction that belongs to an image estimate: eps = (x_t - alpha x0) / sigma."""
-    return Prediction(x0, (x_t - level.alpha * x0) / level.sigma, log_variance)
+    """The prediction that belongs to an image estimate."""
+    return Prediction(x0, noise_of(x_t, x0, level.alpha, level.sigma), log_variance)
 
 
 def model_denoiser(model: Model, options: DiffusionOptions) -> Denoiser:

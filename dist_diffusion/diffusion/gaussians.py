@@ -107,6 +107,10 @@ def reverse_log_variance(
 def normal_kl(
     mean1: torch.Tensor, log_variance1: torch.Tensor, mean2: torch.Tensor, log_variance2: torch.Tensor
 ) -> torch.Tensor:
-    """KL(N1 || N2) of diagonal Gaussians, elementwise, in nats."""
-    difference = log_variance1 - log_variance2
-    return 0.5 * (difference.exp() - difference - 1 + (mean1 - mean2) ** 2 * torch.exp(-log_variance2))
+    """KL(N1 || N2) of diagonal Gaussians, elementwise, in nats.
+
+    Summed in the released code's order: where the variances are equal, rounding is most of what is left.
+    """
+    ratio = torch.exp(log_variance1 - log_variance2)
+    distance = (mean1 - mean2) ** 2 * torch.exp(-log_variance2)
+    return 0.5 * (-1 + log_variance2 - log_variance1 + ratio + distance)

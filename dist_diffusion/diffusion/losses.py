@@ -25,7 +25,7 @@ def snr_weight(options: ObjectiveOptions, prediction: Prediction, level: Coeffic
 
     As a weight of the image's squared error it is min(SNR, gamma) for min_snr (arXiv 2303.09556, equation 7), and
     SNR + 1 / sigma_data^2 for edm (arXiv 2206.00364, table 1, with sigma^2 = 1 / SNR). The noise's error is SNR times
-    the image's, that of v SNR + 1 times, which is divided out.
+    the image's, that of v SNR + 1 times, the mean's the square of its coefficient times, which is divided out.
     """
     if options.weighting == "uniform":
         return 1.0
@@ -34,6 +34,8 @@ def snr_weight(options: ObjectiveOptions, prediction: Prediction, level: Coeffic
     weight = snr.clamp(max=options.min_snr_gamma) if options.weighting == "min_snr" else snr + options.sigma_data**-2
     if prediction == "eps":
         return weight / snr
+    if prediction == "mean":
+        return weight / torch.as_tensor(level.posterior_x0).flatten() ** 2
     return weight / (snr + 1) if prediction == "v" else weight
 
 

@@ -36,10 +36,20 @@ def target(prediction: Prediction, x0: torch.Tensor, eps: torch.Tensor, at: Coef
     return at.posterior_x0 * x0 + at.posterior_x_t * (at.alpha * x0 + at.sigma * eps)
 
 
+def image_of(x_t: torch.Tensor, eps: torch.Tensor, alpha: Scale, sigma: Scale) -> torch.Tensor:
+    """x0 = (x_t - sigma eps) / alpha, rounded as the released code rounds it."""
+    return x_t * (1 / alpha) - eps * (sigma / alpha)
+
+
+def noise_of(x_t: torch.Tensor, x0: torch.Tensor, alpha: Scale, sigma: Scale) -> torch.Tensor:
+    """eps = (x_t - alpha x0) / sigma, rounded as the released code rounds it."""
+    return (x_t * (1 / alpha) - x0) / (sigma / alpha)
+
+
 def x0_from(prediction: Prediction, output: torch.Tensor, x_t: torch.Tensor, at: Coefficients) -> torch.Tensor:
     """The image that a network's output stands for: `target`, solved for x0."""
     if prediction == "eps":
-        return (x_t - at.sigma * output) / at.alpha
+        return image_of(x_t, output, at.alpha, at.sigma)
     if prediction == "x0":
         return output
     if prediction == "v":
@@ -53,4 +63,4 @@ def eps_from(prediction: Prediction, output: torch.Tensor, x_t: torch.Tensor, at
         return output
     if prediction == "v":
         return at.sigma * x_t + at.alpha * output
-    return (x_t - at.alpha * x0_from(prediction, output, x_t, at)) / at.sigma
+    return noise_of(x_t, x0_from(prediction, output, x_t, at), at.alpha, at.sigma)

@@ -1,6 +1,5 @@
 """Samplers: handed a denoiser, a path of levels (noisiest first, clean last) and noise; nothing else."""
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -50,9 +49,8 @@ def ddim(
     """DDIM from x_T (arXiv 2010.02502, equations 12 and 16)."""
     for level, following in pairwise(levels):
         prediction = denoiser(x, level, labels)
-        sigma = eta * ddim_sigma(level, following)
-        direction = math.sqrt(following.sigma**2 - sigma**2)
-        x = following.alpha * prediction.x0 + direction * prediction.eps
+        sigma = ddim_sigma(level, following, eta) if eta else 0.0
+        x = following.alpha * prediction.x0 + ddim_direction(following, sigma) * prediction.eps
         if eta:
             x = x + sigma * noise()
     return x
@@ -68,11 +66,23 @@ def ddim_encode(
     """
     for level, noisier in pairwise([*reversed(levels[:-1]), NOISE]):
         prediction = denoiser(x, level, labels)
-        x = noisier.alpha * prediction.x0 + noisier.sigma * prediction.eps
+        x = noisier.alpha * prediction.x0 + ddim_direction(noisier, 0.0) * prediction.eps
     return x
 
 
-def ddim_sigma(level: Level, following: Level) -> float:
-    """The standard deviation of a DDIM step at eta = 1 (arXiv 2010.02502, equation 16)."""
-    ratio = following.sigma / level.sigma
-    return ratio * math.sqrt(max(0.0, 1 - (level.alpha / following.alpha) ** 2))
+def ddim_sigma(level: Level, following: Level, eta: float) -> float:
+    """The standard deviation of a DDIM step's noise (arXiv 2010.02502, equation 16)."""
+    bar, following_bar = alpha_bar(level), alpha_bar(following)
+    # A level so clean that its float32 alpha_bar is 1 is followed by a cleaner one: 0 / 0 stands for 0.
+    ratio = (1 - following_bar) / (1 - bar).clamp(min=torch.finfo(bar.dtype).tiny)
+    return (eta * ratio.sqrt() * (1 - bar / following_bar).sqrt()).item()
+
+
+def ddim_direction(following: Level, sigma: float) -> float:
+    """The factor of eps in a DDIM step's mean: sqrt(1 - alpha_bar - sigma^2) (arXiv 2010.02502, equation 12)."""
+    return (1 - alpha_bar(following) - sigma**2).clamp(min=0).sqrt().item()
+
+
+def alpha_bar(level: Level) -> torch.Tensor:
+    """A level's share of signal as the released DDIM has it: in float32, so that its images can be had again."""
+    return torch.tensor(level.alpha**2, dtype=torch.float32)

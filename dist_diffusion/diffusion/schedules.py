@@ -1,6 +1,7 @@
 """Noise schedules, their respacing, and the path of levels that a sampler walks."""
 
 import math
+from itertools import accumulate
 
 import torch
 
@@ -60,25 +61,26 @@ def respace(spec: str, num_timesteps: int) -> list[int]:
     for i, count in enumerate(counts):
         size = base + (i < extra)
         if count > size:
-            raise ConfigError(f"sampler.steps={spec}: section {i + 1} has {size} timesteps, {count} were asked for")
+            raise ConfigError(f"steps={spec}: section {i + 1} has {size} timesteps, {count} were asked for")
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
-        kept += [start + round(stride * k) for k in range(count)]
+        # Summed, not multiplied: halfway between two timesteps the sum's rounding decides, as in the released code.
+        kept += [start + round(position) for position in accumulate([stride] * (count - 1), initial=0.0)]
         start += size
     return kept
 
 
 def _count(text: str, spec: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
-        raise ConfigError(f'sampler.steps={spec}: expected a count, counts like "90,60,60,20,20", or "ddim25"')
+        raise ConfigError(f'steps={spec}: expected a count, counts like "90,60,60,20,20", or "ddim25"')
     return int(text)
 
 
 def _strided(count: int, num_timesteps: int) -> list[int]:
-    valid = {len(range(0, num_timesteps, k)): k for k in range(num_timesteps, 0, -1)}
+    valid = {len(range(0, num_timesteps, k)): k for k in range(num_timesteps - 1, 0, -1)}
     if count not in valid:
         nearest = sorted(sorted(valid, key=lambda n: abs(n - count))[:3])
         raise ConfigError(
-            f"sampler.steps=ddim{count}: no integer stride over {num_timesteps} timesteps keeps exactly {count}; "
+            f"steps=ddim{count}: no integer stride over {num_timesteps} timesteps keeps exactly {count}; "
             f"the nearest that work are {', '.join(f'ddim{n}' for n in nearest)}"
         )
     return list(range(0, num_timesteps, valid[count]))

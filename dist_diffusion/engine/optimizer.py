@@ -28,6 +28,7 @@ def make_optimizer(module: torch.nn.Module, options: OptimOptions) -> GatedAdamW
         betas=options.betas,
         eps=options.eps,
         weight_decay=options.weight_decay,
+        fused=True,
     )
 
 

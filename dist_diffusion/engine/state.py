@@ -65,7 +65,7 @@ def fresh_state(engine: Any, shard: Shard, step: float) -> dict[str, Any]:
     """The shard's Adam state in the optimizer, made anew."""
     optimizer = torch_optimizer(engine)
     moments = {key: torch.zeros_like(shard.master) for key in MOMENTS}
-    optimizer.state[shard.master] = {"step": torch.tensor(step), **moments}
+    optimizer.state[shard.master] = {"step": torch.tensor(step, device=shard.master.device), **moments}
     return optimizer.state[shard.master]
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from dist_diffusion.errors import DataError
 from dist_diffusion.evaluation import metrics
 from dist_diffusion.evaluation.features import extract
-from dist_diffusion.evaluation.images import IMAGES, ImageSource, arrays, is_folder, open_images, read_array
+from dist_diffusion.evaluation.images import ImageSource, is_folder, open_images
 from dist_diffusion.evaluation.networks import FeatureNetwork, efficientnet_lite0
+from dist_diffusion.sampling.npz_images import IMAGES, arrays, read_array
 from dist_diffusion.storage import files, publish
 
 SPLIT_SIZE = 5000

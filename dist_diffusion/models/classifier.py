@@ -4,7 +4,15 @@ import torch
 from torch import nn
 
 from dist_diffusion.models.encoder import Blocks, Encoder, attention_factors, build_encoder, split_heads
-from dist_diffusion.models.layers import GroupNorm32, attend, pointwise, timestep_embedding, weight_dtype, zero
+from dist_diffusion.models.layers import (
+    GroupNorm32,
+    attend,
+    pointwise,
+    timestep_embedding,
+    to_network,
+    weight_dtype,
+    zero,
+)
 from dist_diffusion.models.options import ClassifierOptions
 
 POOL_WIDTH = 2048
@@ -54,9 +62,8 @@ class Classifier(nn.Module):
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """(N, C, H, W) and times (N,) to logits (N, num_classes). `labels` is there to share the models' signature."""
-        dtype = weight_dtype(self.time_embed)
-        emb = self.time_embed(timestep_embedding(time, self.channels).to(dtype))
-        h = x.to(dtype).contiguous(memory_format=torch.channels_last)
+        emb = self.time_embed(timestep_embedding(time, self.channels).to(weight_dtype(self)))
+        h = to_network(x, self)
         means = []
         for block in [*self.input_blocks, self.middle_block]:
             h = block(h, emb)

@@ -74,7 +74,7 @@ def attention_factors(image_size: int, resolutions: tuple[int, ...]) -> set[int]
 def level_widths(channels: int, channel_mult: tuple[float, ...]) -> list[int]:
     """Channels of each resolution; ConfigError where a multiplier leaves a fraction of a channel."""
     for multiplier in channel_mult:
-        if not (multiplier * channels).is_integer():
+        if multiplier * channels % 1:
             raise ConfigError(f"model.channel_mult has {multiplier}, of model.channels={channels} that is no number")
     return [int(multiplier * channels) for multiplier in channel_mult]
 

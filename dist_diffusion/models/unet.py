@@ -10,6 +10,7 @@ from dist_diffusion.models.layers import (
     GroupNorm32,
     Upsample,
     timestep_embedding,
+    to_network,
     weight_dtype,
     zero,
 )
@@ -59,12 +60,11 @@ class UNet(nn.Module):
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """(N, C, H, W), times (N,) in the original timesteps and labels (N,) to (N, out_channels, H, W)."""
-        dtype = weight_dtype(self.time_embed)
-        emb = self.time_embed(timestep_embedding(time, self.channels).to(dtype))
+        emb = self.time_embed(timestep_embedding(time, self.channels).to(weight_dtype(self)))
         if hasattr(self, "label_emb"):
             assert labels is not None, "a class-conditional model needs labels"
             emb = emb + self.label_emb(labels)
-        h = x.to(dtype).contiguous(memory_format=torch.channels_last)
+        h = to_network(x, self)
         skips = []
         for block in self.input_blocks:
             h = block(h, emb)

@@ -8,7 +8,7 @@ import torch
 
 from dist_diffusion.config.schema import ClassifierRecipe, DiffusionRecipe
 from dist_diffusion.diffusion import samplers
-from dist_diffusion.diffusion.denoiser import Denoiser, clipped, model_denoiser
+from dist_diffusion.diffusion.denoiser import Denoiser, Model, clipped, model_denoiser
 from dist_diffusion.diffusion.guidance import (
     Gradient,
     classifier_free,
@@ -17,10 +17,11 @@ from dist_diffusion.diffusion.guidance import (
     score_shifted,
 )
 from dist_diffusion.diffusion.options import DiffusionOptions, GuidanceOptions, SamplerOptions
-from dist_diffusion.diffusion.schedules import sampling_levels
+from dist_diffusion.diffusion.schedules import sampling_levels, time_scale
 from dist_diffusion.errors import ConfigError
 from dist_diffusion.models.options import UNetOptions
 from dist_diffusion.sampling import plan
+from dist_diffusion.sampling.low_res import LowRes, check_low_res, low_res_size
 from dist_diffusion.sampling.noise import ImageNoise
 from dist_diffusion.weights.load import LoadedModel
 
@@ -39,52 +40,85 @@ Generate = Callable[[Sequence[int]], tuple[np.ndarray, np.ndarray | None]]
 
 
 def make_generator(
-    models: Models, sampler: SamplerOptions, guidance: GuidanceOptions, seed: int, device: torch.device | str
+    models: Models,
+    sampler: SamplerOptions,
+    guidance: GuidanceOptions,
+    seed: int,
+    device: torch.device | str,
+    low_res: LowRes | None = None,
 ) -> Generate:
-    """The function that makes images of given indices. ConfigError where models and settings do not fit together."""
+    """The function that makes images of given indices. ConfigError where models, `low_res` (what a super-resolution
+    model starts from) and settings do not fit together.
+    """
     recipe, options = diffusion_recipe(models.model)
     check_guidance(models, guidance)
-    levels = sampling_levels(recipe.diffusion, sampler.steps)
-    denoiser = base_denoiser(models, guidance, recipe)
-    denoiser = clipped(denoiser) if sampler.clip_x0 else denoiser
-    gradient = scaled_gradient(models, guidance)
     num_classes = label_classes(models, options)
+    check_low_res(models.model.path, options, num_classes, low_res)
+    levels = sampling_levels(recipe.diffusion, sampler.steps)
+    gradient = scaled_gradient(models, guidance)
     assert options.image_size is not None
     shape = (options.in_channels, options.image_size, options.image_size)
+    # The stages of a cascade may have one seed: each draws noise of its own.
+    stream = "sample_noise" if low_res is None else f"sample_noise/{options.image_size}"
 
     def generate(indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
-        noise = ImageNoise(seed, indices, shape, device)
-        labels = None
-        if num_classes:
-            labels = torch.tensor([plan.label(seed, i, num_classes) for i in indices], device=device)
+        noise = ImageNoise(seed, stream, indices, shape, device)
+        chosen = job_labels(seed, indices, num_classes, low_res)
+        labels = None if chosen is None else torch.from_numpy(chosen).to(device)
+        smaller = None if low_res is None else low_res.images(indices, device)
+        denoiser = base_denoiser(models, guidance, recipe, smaller)
+        denoiser = clipped(denoiser) if sampler.clip_x0 else denoiser
         if sampler.name == "ddpm":
             x = samplers.ddpm(denoiser, levels, noise(), noise, labels, gradient)
         else:
             guided = denoiser if gradient is None else score_shifted(denoiser, gradient)
             x = samplers.ddim(guided, levels, noise(), noise, labels, sampler.eta)
-        return to_uint8(x), None if labels is None else labels.cpu().numpy()
+        return to_uint8(x), chosen
 
     return generate
 
 
-def diffusion_recipe(model: LoadedModel) -> tuple[DiffusionRecipe, UNetOptions]:
-    """The recipe of a diffusion model; ConfigError where it is a classifier's."""
+def job_labels(seed: int, indices: Sequence[int], num_classes: int, low_res: LowRes | None) -> np.ndarray | None:
+    """Int64 labels of images: those of the smaller images, where there are any, else drawn."""
+    if low_res is not None:
+        return low_res.labels(indices)
+    if not num_classes:
+        return None
+    return np.array([plan.label(seed, i, num_classes) for i in indices], dtype=np.int64)
+
+
+def diffusion_recipe(model: LoadedModel, key: str = "model") -> tuple[DiffusionRecipe, UNetOptions]:
+    """The recipe of a diffusion or super-resolution model; ConfigError where it is a classifier's."""
     if not isinstance(model.recipe, DiffusionRecipe):
-        raise ConfigError(f"model={model.path} is a {model.recipe.task}; sampling needs a diffusion model")
+        raise ConfigError(f"{key}={model.path} is a {model.recipe.task}; sampling needs a diffusion model")
     return model.recipe, model.recipe.model
 
 
-def base_denoiser(models: Models, guidance: GuidanceOptions, recipe: DiffusionRecipe) -> Denoiser:
+def base_denoiser(
+    models: Models, guidance: GuidanceOptions, recipe: DiffusionRecipe, low_res: torch.Tensor | None
+) -> Denoiser:
     """The conditional branch, or with cfg and both the classifier-free mix."""
-    conditional = model_denoiser(models.model.module, recipe.diffusion)
+    conditional = model_denoiser(conditioned(models.model, low_res), recipe.diffusion)
     if guidance.mode not in ("cfg", "both"):
         return conditional
     if models.unconditional is not None:
         reference, _ = diffusion_recipe(models.unconditional)
-        other = model_denoiser(models.unconditional.module, reference.diffusion)
+        other = model_denoiser(conditioned(models.unconditional, low_res), reference.diffusion)
         return guided_by_model(conditional, other, guidance.cfg_scale)
     assert recipe.model.num_classes
     return classifier_free(conditional, guidance.cfg_scale, null_label=recipe.model.num_classes)
+
+
+def conditioned(loaded: LoadedModel, low_res: torch.Tensor | None) -> Model:
+    """The network as samplers and guidance know it; of super-resolution, given its batch's smaller images."""
+    if low_res is None:
+        return loaded.module
+
+    def model(x_t: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        # Classifier-free guidance sends the batch through twice at once.
+        return loaded.module(x_t, time, labels, low_res.repeat(len(x_t) // len(low_res), 1, 1, 1))
+
+    return model
 
 
 def scaled_gradient(models: Models, guidance: GuidanceOptions) -> Gradient | None:
@@ -122,13 +156,19 @@ def check_unconditional(models: Models, options: UNetOptions) -> None:
         )
     if models.unconditional is not None:
         ours, _ = diffusion_recipe(models.model)
-        theirs, other = diffusion_recipe(models.unconditional)
-        if other.num_classes or other.image_size != options.image_size:
+        theirs, other = diffusion_recipe(models.unconditional, "guidance.uncond_model")
+        if other.num_classes or sizes(other) != sizes(options):
             raise ConfigError(
                 f"guidance.uncond_model={models.unconditional.path}: expected an unconditional model of "
-                f"{options.image_size} px; it has {other.num_classes} classes and {other.image_size} px"
+                f"{sizes(options)}; it has {other.num_classes} classes and {sizes(other)}"
             )
         check_process("guidance.uncond_model", models.unconditional.path, theirs.diffusion, ours.diffusion)
+
+
+def sizes(options: UNetOptions) -> str:
+    """What a model makes, and of what: two whose predictions are mixed must agree."""
+    smaller = low_res_size(options)
+    return f"{options.image_size} px" + (f" from {smaller} px" if smaller else "")
 
 
 def check_classifier(classifier: LoadedModel, recipe: DiffusionRecipe) -> None:
@@ -147,13 +187,18 @@ def check_classifier(classifier: LoadedModel, recipe: DiffusionRecipe) -> None:
 
 
 def check_process(key: str, path: str, theirs: DiffusionOptions, ours: DiffusionOptions) -> None:
-    """Two networks that see the same x_t must know the same noise levels."""
-    found, wanted = (theirs.schedule, theirs.num_timesteps), (ours.schedule, ours.num_timesteps)
+    """Two networks that see the same x_t must know the same noise levels, and be told of them alike."""
+    found, wanted = noise_levels(theirs), noise_levels(ours)
     if found != wanted:
-        raise ConfigError(
-            f"{key}={path} was trained on the {found[0]} schedule of {found[1]} timesteps, the model on {wanted[0]} "
-            f"of {wanted[1]}"
-        )
+        raise ConfigError(f"{key}={path} was trained on the {found}, the model on the {wanted}")
+
+
+def noise_levels(options: DiffusionOptions) -> str:
+    """The noise levels of a process, and how its networks are told of them."""
+    if options.schedule == "log_snr":
+        return f"log_snr schedule from {options.log_snr_min} to {options.log_snr_max}"
+    levels = f"{options.schedule} schedule of {options.num_timesteps} timesteps"
+    return levels if time_scale(options) == 1 else f"{levels}, rescaled to 1000"
 
 
 def to_uint8(x: torch.Tensor) -> np.ndarray:

@@ -6,13 +6,14 @@ shards; OUT/samples_{N}x{H}x{W}x3.npz is the result.
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from dist_diffusion.config.load import to_dict
 from dist_diffusion.config.protected import flatten
 from dist_diffusion.config.schema import SampleRecipe
-from dist_diffusion.errors import CheckpointError, ConfigError, StorageError
+from dist_diffusion.errors import CheckpointError, ConfigError, DataError, StorageError
 from dist_diffusion.sampling import npz
 from dist_diffusion.sampling.plan import OutputShard
 from dist_diffusion.storage import files, publish
@@ -21,11 +22,26 @@ from dist_diffusion.weights.resolve import find
 FORMAT = 1
 JOB = "job.json"
 SHARDS = "shards"
-FREE = ("out", "num_samples", "model", "guidance.classifier", "guidance.uncond_model", "threads")
-"""Settings that a rerun may give differently: a job grows, and its models and threads are pinned by the first start."""
+MERGED = re.compile(r"samples_(\d+)x\d+x\d+x3\.npz")
+FREE = ("out", "num_samples", "model", "low_res", "guidance.classifier", "guidance.uncond_model", "threads")
+"""Settings that a rerun may give differently: a job grows, and its models, the images that it starts from and its
+threads are pinned by the first start."""
 
 Sources = dict[str, tuple[str, str]]
 """By role (model, classifier, uncond_model): the path that was given, and the export that it names."""
+
+
+@dataclass(frozen=True)
+class PinnedRows:
+    """The images of low_res that a job has been asked to use so far."""
+
+    given: str
+    source: str
+    """The npz."""
+    num_images: int
+    """The first ones."""
+    sha256: str
+    """Of their pixels and labels."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,8 @@ class Job:
     threads: int
     device: str
     """The kind of device: another kind gives other bytes."""
+    low_res: PinnedRows | None
+    """Of a super-resolution job."""
 
     def shard_path(self, shard: OutputShard) -> str:
         """Where a shard lies; its name tells its images, so that a grown job's last shard is another file."""
@@ -60,10 +78,23 @@ def samples_name(num_samples: int, height: int, width: int) -> str:
     return f"samples_{num_samples}x{height}x{width}x3.npz"
 
 
+def is_job(folder: str) -> bool:
+    """Whether the folder is a sample job's."""
+    return files.exists(files.join(folder, JOB))
+
+
+def merged_npz(folder: str) -> str:
+    """The merged file of a sample job: the largest, where the job has grown. DataError where it is not finished."""
+    found = {int(match[1]): name for name in files.list_names(folder) if (match := MERGED.fullmatch(name))}
+    if not found:
+        raise DataError(f"sample job {folder} is not finished (no merged npz): run its sample command again")
+    return files.join(folder, found[max(found)])
+
+
 def find_job(recipe: SampleRecipe, device: str) -> Job | None:
     """The job that recipe.out holds, checked against the recipe; None where it holds none."""
     assert recipe.out is not None
-    if not files.exists(files.join(recipe.out, JOB)):
+    if not is_job(recipe.out):
         return None
     job = _read(recipe.out)
     _compare(job, recipe, device)
@@ -75,7 +106,7 @@ def find_sources(recipe: SampleRecipe) -> Sources:
     return {role: (given, find(given, _average(recipe, role))) for role, given in wanted_models(recipe).items()}
 
 
-def create_job(recipe: SampleRecipe, sources: Sources, threads: int, device: str) -> Job:
+def create_job(recipe: SampleRecipe, sources: Sources, threads: int, device: str, low_res: PinnedRows | None) -> Job:
     """Starts a job: copies its exports, then pins its settings. Call it once the settings are known to work."""
     assert recipe.out is not None
     models = {}
@@ -83,10 +114,21 @@ def create_job(recipe: SampleRecipe, sources: Sources, threads: int, device: str
         name = f"{role}.safetensors"
         publish.write_bytes(files.join(recipe.out, name), files.read_bytes(source))
         models[role] = {"given": given, "source": source, "file": name, "sha256": files.sha256(source)}
-    job = Job(recipe.out, settings_of(recipe), models, threads, device)
-    content = {key: value for key, value in dataclasses.asdict(job).items() if key != "out"}
-    publish.write_json(files.join(recipe.out, JOB), {"format": FORMAT, **content})
+    job = Job(recipe.out, settings_of(recipe), models, threads, device, low_res)
+    _write(job)
     return job
+
+
+def pin_low_res(job: Job, low_res: PinnedRows) -> Job:
+    """The job with more images, or the same ones in another place, to start from."""
+    job = dataclasses.replace(job, low_res=low_res)
+    _write(job)
+    return job
+
+
+def _write(job: Job) -> None:
+    content = {key: value for key, value in dataclasses.asdict(job).items() if key != "out"}
+    publish.write_json(files.join(job.out, JOB), {"format": FORMAT, **content})
 
 
 def wanted_models(recipe: SampleRecipe) -> dict[str, str]:
@@ -116,7 +158,10 @@ def _read(out: str) -> Job:
     content = files.read_json(path)
     if content.get("format") != FORMAT:
         raise StorageError(f"{path} is of format {content.get('format')}; this version reads format {FORMAT}")
-    job = Job(out, content["settings"], content["models"], content["threads"], content["device"])
+    # Jobs of versions without super-resolution say nothing of it.
+    low_res = content.get("low_res")
+    pinned = None if low_res is None else PinnedRows(**low_res)
+    job = Job(out, content["settings"], content["models"], content["threads"], content["device"], pinned)
     for role, model in job.models.items():
         copy = files.join(out, model["file"])
         if not files.exists(copy) or files.sha256(copy) != model["sha256"]:
@@ -131,6 +176,8 @@ def _compare(job: Job, recipe: SampleRecipe, device: str) -> None:
     roles = wanted_models(recipe)
     changed += [f"{role}: none -> {given}" for role, given in roles.items() if role not in job.models]
     changed += [f"{role}: {model['given']} -> none" for role, model in job.models.items() if role not in roles]
+    if (recipe.low_res is None) != (job.low_res is None):
+        changed.append(f"low_res: {job.low_res and job.low_res.given} -> {recipe.low_res}")
     if changed:
         raise ConfigError(
             f"out={job.out} holds a job with other settings ({'; '.join(changed)}): give the same ones, or another out"

@@ -11,9 +11,9 @@ class ImageNoise:
     """Each call gives the next standard normal (N, C, H, W) of every image's own sequence, on `device`."""
 
     def __init__(
-        self, seed: int, indices: Sequence[int], shape: tuple[int, int, int], device: torch.device | str
+        self, seed: int, stream: str, indices: Sequence[int], shape: tuple[int, int, int], device: torch.device | str
     ) -> None:
-        self._generators = [draws.generator(seed, "sample_noise", i) for i in indices]
+        self._generators = [draws.generator(seed, stream, i) for i in indices]
         self._shape = shape
         self._device = device
 

@@ -12,7 +12,8 @@ from dist_diffusion.observe.console import Console
 from dist_diffusion.observe.throughput import Throughput, human
 from dist_diffusion.sampling import npz
 from dist_diffusion.sampling.generate import Generate, Models, make_generator
-from dist_diffusion.sampling.job import Job, create_job, find_job, find_sources, model_notes
+from dist_diffusion.sampling.job import Job, create_job, find_job, find_sources, model_notes, pin_low_res
+from dist_diffusion.sampling.low_res import LowRes, check_count, pinned_rows
 from dist_diffusion.sampling.merge import merge
 from dist_diffusion.sampling.plan import OutputShard, batches, output_shards, share
 from dist_diffusion.weights.load import load_model
@@ -36,16 +37,46 @@ def run_job(recipe: SampleRecipe, group: Group, threads: int, console: Console) 
 
 def open_job(recipe: SampleRecipe, group: Group, threads: int) -> tuple[Job, list[str]]:
     """The job of recipe.out, gone on with or made once its models and settings are known to work; and notes to say."""
+    low_res = open_low_res(recipe)
     job = find_job(recipe, group.device.type)
-    if job is not None:
-        notes = model_notes(job, recipe)
-        if job.threads != threads:
-            notes.append(f"the job was started with {job.threads} threads a rank: using them, for the same bytes")
-        return job, notes
+    if job is None:
+        return start_job(recipe, low_res, threads, group.device.type), []
+    notes = model_notes(job, recipe)
+    if job.threads != threads:
+        notes.append(f"the job was started with {job.threads} threads a rank: using them, for the same bytes")
+    if low_res is not None:
+        job = go_on_from(job, recipe, low_res)
+    return job, notes
+
+
+def open_low_res(recipe: SampleRecipe) -> LowRes | None:
+    """What the job starts from, enough for all of its images."""
+    if recipe.low_res is None:
+        return None
+    low_res = LowRes(recipe.low_res)
+    check_count(low_res, recipe.num_samples)
+    return low_res
+
+
+def start_job(recipe: SampleRecipe, low_res: LowRes | None, threads: int, device: str) -> Job:
+    """A new job; a refused one leaves nothing."""
     sources = find_sources(recipe)
-    models = load_models({role: path for role, (_, path) in sources.items()}, torch.device("cpu"))
-    make_generator(models, recipe.sampler, recipe.guidance, recipe.seed, "cpu")
-    return create_job(recipe, sources, threads, group.device.type), []
+    try_out(recipe, {role: path for role, (_, path) in sources.items()}, low_res)
+    pinned = None if low_res is None else pinned_rows(low_res, recipe.num_samples, None)
+    return create_job(recipe, sources, threads, device, pinned)
+
+
+def go_on_from(job: Job, recipe: SampleRecipe, low_res: LowRes) -> Job:
+    """A job that has begun, which may have grown, as may what it starts from."""
+    pinned = pinned_rows(low_res, recipe.num_samples, job)
+    try_out(recipe, {role: job.model_path(role) for role in job.models}, low_res)
+    return job if pinned == job.low_res else pin_low_res(job, pinned)
+
+
+def try_out(recipe: SampleRecipe, paths: dict[str, str], low_res: LowRes | None) -> None:
+    """ConfigError where models, settings and low_res do not fit together."""
+    models = load_models(paths, torch.device("cpu"))
+    make_generator(models, recipe.sampler, recipe.guidance, recipe.seed, "cpu", low_res)
 
 
 def load_models(paths: dict[str, str], device: torch.device) -> Models:
@@ -57,7 +88,8 @@ def load_models(paths: dict[str, str], device: torch.device) -> Models:
 def make_shards(job: Job, recipe: SampleRecipe, missing: list[OutputShard], group: Group, console: Console) -> None:
     """This rank's share of the missing shards, one after the other."""
     models = load_models({role: job.model_path(role) for role in job.models}, group.device)
-    generate = make_generator(models, recipe.sampler, recipe.guidance, recipe.seed, group.device)
+    low_res = None if job.low_res is None else LowRes(job.low_res.source)
+    generate = make_generator(models, recipe.sampler, recipe.guidance, recipe.seed, group.device, low_res)
     mine = share(missing, group.rank, group.world_size)
     total = sum(len(shard.indices) for shard in mine)
     throughput, done = Throughput(total, 0), 0

@@ -32,6 +32,7 @@ from dist_diffusion.runs.layout import RunDir
 from dist_diffusion.storage import committed, publish
 from dist_diffusion.storage.committed import Committed
 from dist_diffusion.tasks.build import build as build_task
+from dist_diffusion.training.initial import Initial, read_initial
 from dist_diffusion.training.loop import Run, run_loop
 from dist_diffusion.training.observer import Observer
 from dist_diffusion.training.place import Place, environment, record, reported
@@ -93,6 +94,8 @@ class Start:
     commit: Committed | None
     damaged: list[Committed]
     """Newer ones that cannot be used."""
+    initial: Initial | None
+    """The weights of init_from, of a run without a commit."""
 
     @property
     def step(self) -> int:
@@ -113,9 +116,12 @@ def find_start(prepared: Prepared, place: Place, lease: leases.Lease | None) -> 
         may_write=lambda: lease is not None and lease.holds(),
     )
     commit, damaged = checkpointer.newest()
+    initial = None
     if commit is not None:
         check_same_run(prepared, commit, console)
-    return Start(checkpointer, commit, damaged)
+    elif prepared.recipe.init_from is not None:
+        initial = read_initial(prepared.recipe, prepared.manifest.classes, group)
+    return Start(checkpointer, commit, damaged, initial)
 
 
 def begin(prepared: Prepared, place: Place, threads: int, start: Start) -> None:
@@ -148,7 +154,10 @@ def assemble(prepared: Prepared, place: Place, stop: StopFlag, lease: leases.Lea
     task = build_task(recipe, group.device)
     torch.manual_seed(draws.key(recipe.seed, "weights", 0))
     with alike():
-        engine = TrainingEngine(build_model(recipe.model, recipe.engine.recompute), recipe, group)
+        model = build_model(recipe.model, recipe.engine.recompute)
+        if start.initial is not None:
+            start.initial.fill(model, console.say)
+        engine = TrainingEngine(model, recipe, group)
     kept: dict[str, Any] = {}
     step = start.step
     if start.commit is None:

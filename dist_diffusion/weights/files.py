@@ -1,6 +1,8 @@
 """Weights as safetensors with the whole resolved recipe inside. Nothing here can run code of the file's."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,14 +43,30 @@ def write(path: str, tensors: dict[str, torch.Tensor], recipe: TrainRecipe, info
 
 def load(path: str) -> Export:
     """Reads an export; CheckpointError names the file where it is none of ours."""
+    with _opened(path) as stream:
+        recipe, info = _parsed(stream, path)
+        return Export({name: stream.get_tensor(name) for name in stream.keys()}, recipe, info)  # noqa: SIM118
+
+
+def header(path: str) -> tuple[TrainRecipe, dict[str, Any]]:
+    """Recipe and info of an export, without its tensors."""
+    with _opened(path) as stream:
+        return _parsed(stream, path)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Any]:
     if not files.exists(path):
         raise StorageError(f"{path}: no such export")
     try:
         with safe_open(path, framework="pt") as stream:
-            header = stream.metadata() or {}
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+            yield stream
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file ({error}): restore it or export it again") from error
+
+
+def _parsed(stream: Any, path: str) -> tuple[TrainRecipe, dict[str, Any]]:
+    header = stream.metadata() or {}
     if header.get("format") != str(FORMAT):
         raise CheckpointError(
             f"{path} is no export of this version (format {header.get('format')}, expected {FORMAT}): export it again"
@@ -57,4 +75,4 @@ def load(path: str) -> Export:
         recipe = config_load.from_dict(json.loads(header["recipe"]), path)
     except ConfigError as error:
         raise CheckpointError(f"{path} was written by another version: {error}") from error
-    return Export(tensors, recipe, json.loads(header["info"]))
+    return recipe, json.loads(header["info"])

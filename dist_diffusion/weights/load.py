@@ -10,6 +10,7 @@ from dist_diffusion.errors import CheckpointError
 from dist_diffusion.models.build import build
 from dist_diffusion.weights import files as weight_files
 from dist_diffusion.weights.resolve import find
+from dist_diffusion.weights.shapes import compare, shapes_of
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,9 @@ def load_model(path: str, ema: str | None = None, device: torch.device | str = "
     export = weight_files.load(file)
     with torch.device("meta"):
         module = build(export.recipe.model)
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in export.tensors.items()}
-    if expected != found:
-        wrong = sorted(str(item) for item in set(expected.items()) ^ set(found.items()))
-        raise CheckpointError(f"{file}: its tensors are not those of its own recipe: {', '.join(wrong[:8])}")
+    mismatch = compare(shapes_of(module.state_dict()), shapes_of(export.tensors))
+    if mismatch:
+        raise CheckpointError(f"{file}: its tensors are not those of its own recipe: {mismatch}")
     module.load_state_dict(export.tensors, assign=True)
     module.to(device).eval().requires_grad_(False)
     return LoadedModel(module, export.recipe, file, export.info)

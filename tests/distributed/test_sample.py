@@ -20,6 +20,16 @@ sampler: {name: ddpm, steps: "25"}
 guidance: {cfg_scale: 2.0, classifier_scale: 0.5}
 """
 
+UPSAMPLER = """
+task: super_resolution
+data: {image_size: 16}
+model: {low_res_size: 8, channels: 32, num_res_blocks: 1, channel_mult: [1, 2], attention_resolutions: []}
+objective: {p_uncond: 0.2}
+train: {steps: 4, global_batch: 8, log_every: 1}
+ema: {decays: [0.9]}
+checkpoint: {every: 4}
+"""
+
 Train = Callable[..., list[dict]]
 
 
@@ -30,6 +40,15 @@ def models(train: Train, workplace: Path) -> Path:
     train("judge", 1, recipe="classifier")
     (workplace / "sample.yaml").write_text(RECIPE)
     return workplace
+
+
+@pytest.fixture(scope="session")
+def upsampler(train: Train, models: Path) -> Path:
+    """A super-resolution run, 8 to 16 pixels."""
+    (models / "super_resolution.yaml").write_text(UPSAMPLER)
+    metrics = train("upsampler", 1, recipe="super_resolution")
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4]
+    return models / "upsampler"
 
 
 def arguments(models: Path, out: str, mode: str = "both", num: int = 40) -> list[str]:
@@ -115,6 +134,32 @@ def test_modes_and_samplers_differ_where_they_should(models: Path, launcher: Lau
     assert len({made.tobytes() for made in images.values()}) == 5
 
 
+def test_a_cascade_follows_its_base_on_any_ranks_while_both_grow(
+    models: Path, launcher: Launcher, whole: str, upsampler: Path
+) -> None:
+    base = dict(np.load(models / "whole/samples_40x8x8x3.npz"))
+    np.savez_compressed(models / "first.npz", base["arr_0"][:11], base["arr_1"][:11])
+
+    def cascade(ranks: int, out: str, num: int, low_res: str) -> dict[str, np.ndarray]:
+        given = [
+            *arguments(models, out, "cfg", num),
+            f"model={upsampler}",
+            f"low_res={models}/{low_res}",
+            "sampler.steps=5",
+        ]
+        launcher.run(ranks, *given)
+        return dict(np.load(models / f"{out}/samples_{num}x16x16x3.npz"))
+
+    first = cascade(1, "cascade", 11, "first.npz")
+    grown = cascade(2, "cascade", 24, "whole")
+    at_once = cascade(1, "cascade_at_once", 24, "whole")
+    assert np.array_equal(first["arr_0"], grown["arr_0"][:11])
+    assert np.array_equal(grown["arr_0"], at_once["arr_0"])
+    assert len(np.unique(at_once["arr_0"], axis=0)) == 24
+    for made in (grown, at_once):
+        assert np.array_equal(made["arr_1"], base["arr_1"][:24])
+
+
 def test_evaluation_of_a_job_against_shards(models: Path, launcher: Launcher, whole: str) -> None:
     (models / "evaluate.yaml").write_text("batch_size: 64\n")
     where = [f"samples={models}/whole", f"reference={models}/shards", f"out={models}/evaluation"]
@@ -134,9 +179,16 @@ def test_evaluation_of_a_job_against_shards(models: Path, launcher: Launcher, wh
         (["out={models}/whole", "seed=5"], ["holds a job with other settings", "seed: 0 -> 5"]),
         (["guidance.classifier=null"], ["guidance.classifier is not given"]),
         (["sampler.name=ddim", "sampler.eta=1.5"], ["sampler.eta=1.5"]),
+        (
+            ["model={models}/upsampler", "guidance.mode=cfg", "low_res={models}/large.npz"],
+            ["large.npz holds images of 16 px", "starts from 8 px"],
+        ),
     ],
 )
-def test_bad_input(models: Path, launcher: Launcher, whole: str, changes: list[str], parts: list[str]) -> None:
+def test_bad_input(
+    models: Path, launcher: Launcher, whole: str, upsampler: Path, changes: list[str], parts: list[str]
+) -> None:
+    np.savez(models / "large.npz", np.zeros((40, 16, 16, 3), dtype=np.uint8), np.zeros(40, dtype=np.int64))
     given = [change.format(models=models) for change in changes]
     _, err = launcher.run(1, *arguments(models, "bad"), *given, code=2)
     messages = [line for line in err.splitlines() if line.startswith("dist-diffusion: error")]

@@ -9,11 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from support import Launcher, column, rows, train_arguments
 
 from dist_diffusion.runs import verdict
 from dist_diffusion.runs.layout import RunDir
 from dist_diffusion.storage import committed
+from dist_diffusion.weights import files
+from dist_diffusion.weights.resolve import find
 
 Train = Callable[..., list[dict]]
 
@@ -113,6 +116,20 @@ def test_the_classifier_learns_from_the_same_loop(train: Train) -> None:
     assert sum(column(found, "loss")[-5:]) < sum(column(found, "loss")[:5])
 
 
+def test_a_new_run_starts_from_the_weights_of_another(
+    launcher: Launcher, workplace: Path, two_ranks: list[dict]
+) -> None:
+    """Its average too: at a rate that moves nothing, the first export is the source's, here without the null row."""
+    source = find(str(workplace / "two"), None)
+    overrides = [f"init_from={workplace / 'two'}", "objective.p_uncond=0", "train.steps=1", "optim.lr=1e-12"]
+    out, _ = launcher.run(2, *train_arguments(workplace, "tuned"), *overrides, "engine.zero_stage=3")
+    assert f"starting from the weights of {source}" in out
+    assert "the null row is left out" in out
+    given, made = files.load(source).tensors, files.load(find(str(workplace / "tuned"), None)).tensors
+    given["label_emb.weight"] = given["label_emb.weight"][:3]
+    torch.testing.assert_close(made, given, rtol=0, atol=1e-9)
+
+
 def test_a_commit_with_a_flipped_byte_is_named_and_passed_over(
     launcher: Launcher, workplace: Path, two_ranks: list[dict], train: Train
 ) -> None:
@@ -123,7 +140,8 @@ def test_a_commit_with_a_flipped_byte_is_named_and_passed_over(
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
-    out, _ = launcher.run(1, *train_arguments(workplace, "flipped"))
+    # A run that has a commit does not look at what another would start from.
+    out, _ = launcher.run(1, *train_arguments(workplace, "flipped"), "init_from=nowhere")
     assert re.search(r"step-000000012 cannot be used: .*rank-00000\.safetensors is damaged", out)
     assert "resuming at step 8" in out
     assert Path(f"{newest.path}.damaged").is_dir()

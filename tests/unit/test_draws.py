@@ -1,6 +1,7 @@
 """Keyed draws: pinned for ever, and as random as they claim."""
 
 import numpy as np
+import pytest
 import torch
 
 from dist_diffusion import draws
@@ -48,3 +49,33 @@ def test_draw_objects_give_values_and_digest_what_they_gave() -> None:
 
 def test_digest_separates_its_parts() -> None:
     assert draws.digest([b"ab", b"c"]) != draws.digest([b"a", b"bc"])
+
+
+def test_every_step_has_one_stratified_draw_in_each_part() -> None:
+    batch = 12
+    u = np.array([draws.Stratified("timestep", batch).at(3, j).item() for j in range(20 * batch)]).reshape(20, batch)
+    parts = (u * batch).astype(int)
+    assert (np.sort(parts, axis=1) == np.arange(batch)).all()
+    # Dealt anew at every step, and anywhere within a part.
+    assert len({tuple(step) for step in parts}) == 20
+    within = u * batch - parts
+    assert abs(within.mean() - 0.5) < 0.05 and within.std() > 0.25
+    assert (parts[:, 0] != parts[0, 0]).any()
+
+
+def test_a_stratified_draw_is_of_its_position_alone() -> None:
+    """So it is the same whichever rank makes it, and in whatever order."""
+    draw = draws.Stratified("timestep", 8)
+    forwards = [draw.at(0, j).item() for j in range(64)]
+    backwards = [draws.Stratified("timestep", 8).at(0, j).item() for j in reversed(range(64))]
+    assert forwards == backwards[::-1]
+    assert forwards != [draws.Stratified("other", 8).at(0, j).item() for j in range(64)]
+    assert draw.digest_bytes(draw.at(0, 5)) == draws.Uniform("t").digest_bytes(draw.at(0, 5))
+
+
+def test_a_stratified_draw_stays_below_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """(B - 1 + u) / B rounds to 1 for the largest u."""
+    monkeypatch.setattr(draws, "uniform", lambda *arguments: draws.BELOW_ONE)
+    for batch in (1, 3, 7, 1000):
+        found = [draws.Stratified("timestep", batch).at(0, j).item() for j in range(batch)]
+        assert max(found) == draws.BELOW_ONE < 1

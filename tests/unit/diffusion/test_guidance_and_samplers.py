@@ -11,9 +11,8 @@ from dist_diffusion.diffusion.denoiser import Prediction, clipped, from_eps, mod
 from dist_diffusion.diffusion.guidance import classifier_free, classifier_gradient, guided_by_model, score_shifted
 from dist_diffusion.diffusion.levels import Level
 from dist_diffusion.diffusion.options import DiffusionOptions
-from dist_diffusion.diffusion.parameterizations import velocity
-from dist_diffusion.diffusion.schedules import respace, sampling_levels
-from dist_diffusion.errors import ConfigError
+from dist_diffusion.diffusion.parameterizations import Coefficients, target
+from dist_diffusion.diffusion.schedules import sampling_levels
 
 MEAN, STD = 0.3, 0.5
 OPTIONS = DiffusionOptions(variance="fixed_small")
@@ -25,6 +24,16 @@ def gaussian_eps(x: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | Non
     level = LEVELS[int(time[0])]
     variance = (level.alpha * STD) ** 2 + level.sigma**2
     return level.sigma / variance * (x - level.alpha * MEAN)
+
+
+def exact(x: torch.Tensor, level: Level, labels: torch.Tensor | None) -> Prediction:
+    """The same as a denoiser, at any level."""
+    variance = (level.alpha * STD) ** 2 + level.sigma**2
+    eps = level.sigma / variance * (x - level.alpha * MEAN)
+    return from_eps(x, level, eps, torch.tensor(level.log_posterior_variance))
+
+
+CONTINUOUS = sampling_levels(DiffusionOptions(schedule="log_snr", variance="fixed_small"), "400")
 
 
 def noise_of(seed: int, shape: tuple[int, ...]):
@@ -41,6 +50,28 @@ def test_ddim_maps_noise_to_the_gaussian_target_exactly() -> None:
     start = levels[0]
     scale = math.sqrt((start.alpha * STD) ** 2 + start.sigma**2)
     torch.testing.assert_close(x, MEAN + STD * (z - start.alpha * MEAN) / scale, atol=8e-3, rtol=0)
+
+
+def test_ddim_in_continuous_time_maps_noise_to_the_gaussian_target() -> None:
+    z = noise_of(0, (1, 1, 1, 64))()
+    x = samplers.ddim(exact, CONTINUOUS, z, noise_of(0, z.shape), None)
+    torch.testing.assert_close(x, MEAN + STD * z, atol=8e-3, rtol=0)
+
+
+def test_ancestral_sampling_in_continuous_time_has_the_targets_moments() -> None:
+    noise = noise_of(1, (1, 1, 1, 20_000))
+    x = samplers.ddpm(exact, CONTINUOUS, noise(), noise, None)
+    assert abs(x.mean() - MEAN) < 0.02 and abs(x.std() - STD) < 0.02
+
+
+@pytest.mark.parametrize("levels", [sampling_levels(OPTIONS, "1000"), CONTINUOUS], ids=["discrete", "continuous"])
+def test_decoding_what_ddim_encoded_returns_the_image(levels: list[Level]) -> None:
+    """An exact network's probability flow is walked in both directions."""
+    image = MEAN + STD * noise_of(3, (1, 1, 1, 64))()
+    latent = samplers.ddim_encode(exact, levels, image, None)
+    assert abs(latent.std() - 1) < 0.2 and (latent - image).abs().max() > 0.5
+    again = samplers.ddim(exact, levels, latent, noise_of(0, image.shape), None)
+    torch.testing.assert_close(again, image, atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
@@ -125,34 +156,13 @@ def test_clipping_keeps_x_t_consistent() -> None:
     torch.testing.assert_close(LEVEL.alpha * x0 + LEVEL.sigma * eps, x)
 
 
-def test_respacing_to_all_steps_is_the_identity() -> None:
-    assert respace("1000", 1000) == list(range(1000))
-    assert respace("ddim1000", 1000) == list(range(1000))
-
-
-@pytest.mark.parametrize(
-    ("spec", "part"),
-    [
-        ("ddim37", "ddim36, ddim38"),
-        ("1001", "has 1000 timesteps"),
-        ("a", "expected a count"),
-        ("0", "expected a count"),
-    ],
-)
-def test_respacing_errors_say_what_would_work(spec: str, part: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        respace(spec, 1000)
-    assert spec in str(caught.value)
-    assert part in str(caught.value)
-
-
 def test_a_v_network_is_the_same_denoiser_as_its_eps_twin() -> None:
     """v = alpha eps - sigma x0 says the same as eps about x_t."""
 
     def v_model(x: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         eps, rest = labelled_model(x, time, labels).chunk(2, dim=1)
         x0 = (x - LEVEL.sigma * eps) / LEVEL.alpha
-        return torch.cat([velocity(x0, eps, LEVEL.alpha, LEVEL.sigma), rest], dim=1)
+        return torch.cat([target("v", x0, eps, Coefficients(LEVEL.alpha, LEVEL.sigma)), rest], dim=1)
 
     x, labels = torch.randn(2, 3, 4, 4), torch.tensor([0, 1])
     ours = model_denoiser(v_model, dataclasses.replace(LEARNED, prediction="v"))(x, LEVEL, labels)

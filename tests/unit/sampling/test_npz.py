@@ -32,7 +32,7 @@ def test_a_damaged_file_is_not_whole(tmp_path: Path) -> None:
 
 
 def test_noise_of_an_image_does_not_depend_on_its_batch() -> None:
-    together = ImageNoise(3, [4, 5, 6], (3, 2, 2), "cpu")
-    alone = ImageNoise(3, [5], (3, 2, 2), "cpu")
+    together = ImageNoise(3, "n", [4, 5, 6], (3, 2, 2), "cpu")
+    alone = ImageNoise(3, "n", [5], (3, 2, 2), "cpu")
     for _ in range(3):
         assert np.array_equal(together()[1], alone()[0])

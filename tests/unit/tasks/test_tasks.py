@@ -2,13 +2,18 @@
 
 import dataclasses
 
+import pytest
 import torch
 
 from dist_diffusion.config.resolve import resolve
 from dist_diffusion.config.schema import ClassifierRecipe, DataOptions, DiffusionRecipe
 from dist_diffusion.diffusion.options import DiffusionOptions, ObjectiveOptions
+from dist_diffusion.diffusion.parameterizations import target
+from dist_diffusion.diffusion.timesteps import WARM, LossHistory
+from dist_diffusion.draws import Stratified
 from dist_diffusion.tasks.build import build
 from dist_diffusion.tasks.diffusion import DiffusionTask
+from dist_diffusion.tasks.noising import noised
 from dist_diffusion.tasks.task import TaskBatch, to_unit_range
 
 CPU = torch.device("cpu")
@@ -77,16 +82,117 @@ def test_pixels_span_the_unit_range() -> None:
     assert to_unit_range(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
 
 
-def test_v_prediction_is_exact_for_the_true_v() -> None:
-    recipe = dataclasses.replace(RECIPE, diffusion=DiffusionOptions(prediction="v"))
-    task = build(recipe, CPU)
+LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
+
+
+def diffusion_task(diffusion: DiffusionOptions, objective: ObjectiveOptions) -> DiffusionTask:
+    task = build(resolve(DiffusionRecipe(data=DATA, diffusion=diffusion, objective=objective), num_classes=4), CPU)
     assert isinstance(task, DiffusionTask)
-    batch = batch_for(task, torch.tensor([0, 1, 2, 3, 0, 1]))
+    return task
+
+
+@pytest.mark.parametrize(
+    ("prediction", "schedule"),
+    [(name, "cosine") for name in ("eps", "x0", "mean", "v")] + [(name, "log_snr") for name in ("eps", "x0", "v")],
+)
+def test_the_squared_error_of_the_true_output_is_zero(prediction: str, schedule: str) -> None:
+    options = DiffusionOptions(schedule=schedule, prediction=prediction, variance="fixed_small")  # type: ignore[arg-type]
+    task = diffusion_task(options, ObjectiveOptions(loss="simple"))
+    batch = batch_for(task, LABELS)
     x0, noise = to_unit_range(batch.images), batch.draws["noise"]
+    level = noised(task.process, x0, noise, batch.draws["timestep"]).level
+    made = task.loss(lambda x, t, y: target(prediction, x0, noise, level), batch)  # type: ignore[arg-type]
+    assert made.log["mse"].max() < 1e-10
+    assert task.loss(lambda x, t, y: torch.zeros_like(x), batch).log["mse"].max() > 1e-6
+    # Where there are no timesteps there is nothing to tell a history.
+    assert (made.seen is None) == (schedule == "log_snr")
 
-    def exact(x_t: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        alpha = task.process.alpha_bar[t].sqrt().float().view(-1, 1, 1, 1)
-        v = alpha * noise - (1 - alpha**2).sqrt() * x0
-        return torch.cat([v, torch.zeros_like(v)], dim=1)
 
-    assert task.loss(exact, batch).log["mse"].max() < 1e-10
+def outputs(batch: TaskBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """A wrong noise and a variance, as leaves."""
+    eps = (batch.draws["noise"] + 0.3).requires_grad_()
+    return eps, torch.full((6, 3, 8, 8), 0.2, requires_grad=True)
+
+
+def test_the_bound_reaches_the_mean_in_kl_alone() -> None:
+    """hybrid and rescaled detach it (arXiv 2102.09672, section 3.1): their eps learns by the squared error."""
+    gradients = {}
+    for loss in ("hybrid", "rescaled", "kl"):
+        task = diffusion_task(DiffusionOptions(num_timesteps=500), ObjectiveOptions(loss=loss))  # type: ignore[arg-type]
+        batch = batch_for(task, LABELS)
+        eps, variance = outputs(batch)
+        made = task.loss(lambda x, t, y, eps=eps, variance=variance: torch.cat([eps, variance], dim=1), batch)
+        made.loss.backward()
+        assert variance.grad is not None and variance.grad.any()
+        gradients[loss] = eps.grad
+    squared = torch.full((6, 3, 8, 8), 2 * 0.3 / (6 * 3 * 8 * 8))
+    torch.testing.assert_close(gradients["hybrid"], squared)
+    torch.testing.assert_close(gradients["rescaled"], squared)
+    assert gradients["kl"] is not None and (gradients["kl"] - squared).abs().max() > 1e-3
+
+
+def test_the_losses_weigh_the_same_bound_differently() -> None:
+    made = {}
+    for loss in ("simple", "hybrid", "rescaled", "kl"):
+        task = diffusion_task(DiffusionOptions(num_timesteps=500), ObjectiveOptions(loss=loss))  # type: ignore[arg-type]
+        batch = batch_for(task, LABELS)
+        both = torch.cat(outputs(batch), dim=1).detach()
+        made[loss] = task.loss(lambda x, t, y, both=both: both, batch)
+    bound = made["hybrid"].log["vb"]
+    torch.testing.assert_close(made["rescaled"].log["vb"], 0.5 * bound)
+    torch.testing.assert_close(made["kl"].log["vb"], 500 * bound)
+    assert "mse" not in made["kl"].log and "vb" not in made["simple"].log
+    torch.testing.assert_close(made["hybrid"].loss, (made["hybrid"].log["mse"] + bound).mean())
+    torch.testing.assert_close(made["simple"].log["mse"], torch.full((6,), 0.09))
+
+
+def test_a_weighting_weighs_the_squared_error_alone() -> None:
+    made = {}
+    for weighting in ("uniform", "min_snr", "edm"):
+        task = diffusion_task(DiffusionOptions(), ObjectiveOptions(weighting=weighting))  # type: ignore[arg-type]
+        batch = batch_for(task, LABELS)
+        both = torch.cat(outputs(batch), dim=1).detach()
+        made[weighting] = task.loss(lambda x, t, y, both=both: both, batch).log
+    for weighting in ("min_snr", "edm"):
+        assert torch.equal(made[weighting]["vb"], made["uniform"]["vb"])
+    snr = task.process.alpha_bar / (1 - task.process.alpha_bar)  # type: ignore[union-attr]
+    t = (batch.draws["timestep"] * 1000).long()
+    weight = (snr.clamp(max=5) / snr)[t].float()
+    torch.testing.assert_close(made["min_snr"]["mse"], weight * made["uniform"]["mse"])
+
+
+def test_loss_aware_timesteps_are_drawn_by_the_history_and_weighed_against_it() -> None:
+    task = diffusion_task(DiffusionOptions(num_timesteps=50), ObjectiveOptions(timesteps="loss_aware"))
+    assert task.history is not None and not task.history.counts.any()
+    every = torch.arange(50).repeat(WARM)
+    task.history = LossHistory.empty(50).updated(every, (1.0 + every) ** 2)
+    batch = batch_for(task, LABELS)
+    t, weight = task.history.draw(batch.draws["timestep"])
+    assert (t != (50 * batch.draws["timestep"]).long()).any() and weight.std() > 0.1
+    both, told = torch.cat(outputs(batch), dim=1).detach(), []
+
+    def forward(x: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        told.append(time)
+        return both
+
+    made = task.loss(forward, batch)
+    assert torch.equal(told[0], t)
+    assert made.seen is not None and torch.equal(made.seen[0], t)
+    per_sample = made.log["mse"] + made.log["vb"]
+    torch.testing.assert_close(made.seen[1], per_sample)
+    torch.testing.assert_close(made.loss, (weight * per_sample).mean())
+
+
+def test_stratified_timesteps_spread_over_a_global_batch() -> None:
+    recipe = DiffusionRecipe(data=DATA, objective=ObjectiveOptions(timesteps="stratified"))
+    recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, global_batch=6))
+    task = build(resolve(recipe, num_classes=4), CPU)
+    assert task.draws[0] == Stratified("timestep", 6) and task.history is None
+    batch, times = batch_for(task, LABELS), []
+
+    def forward(x: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        times.append(time)
+        return torch.zeros(6, 6, 8, 8)
+
+    task.loss(forward, batch)
+    assert sorted((times[0] * 6 // 1000).tolist()) == [0, 1, 2, 3, 4, 5]

@@ -1,0 +1,30 @@
+"""`dist-diffusion nll`."""
+
+from collections.abc import Sequence
+
+from dist_diffusion.config.checks import check_nll
+from dist_diffusion.config.load import load, to_yaml
+from dist_diffusion.config.schema import NllRecipe
+from dist_diffusion.distributed.environment import Topology
+from dist_diffusion.errors import alike
+
+PEER_TIMEOUT_S = 6 * 3600.0
+"""A rank that is done waits this long for the others' last batch."""
+
+
+def run(config: str, overrides: Sequence[str], print_config: bool, topology: Topology) -> None:
+    """Measures the model's bits per dimension of the shards' images."""
+    with alike():
+        recipe = load(NllRecipe, config, overrides)
+        if print_config:
+            print(to_yaml(recipe) if topology.rank == 0 else "", end="")
+            return
+        check_nll(recipe)
+    from dist_diffusion.distributed import group as groups
+    from dist_diffusion.evaluation.nll import run_nll
+    from dist_diffusion.observe.console import Console
+
+    groups.set_threads(recipe.threads, topology)
+    group = groups.start(topology, PEER_TIMEOUT_S)
+    run_nll(recipe, group, Console(None, topology.rank))
+    groups.stop()

@@ -1,0 +1,70 @@
+"""Continuous time: the levels of the classifier-free guidance paper."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from dist_diffusion.diffusion.gaussians import posterior_mean
+from dist_diffusion.diffusion.levels import CLEAN, Level
+from dist_diffusion.diffusion.log_snr import MODEL_TIMES, make_log_snr_process
+from dist_diffusion.diffusion.options import DiffusionOptions
+from dist_diffusion.diffusion.schedules import sampling_levels
+
+OPTIONS = DiffusionOptions(schedule="log_snr", variance="fixed_small")
+PROCESS = make_log_snr_process(OPTIONS)
+LIKE = torch.zeros(1, 3, 4, 4)
+
+
+def log_snr(u: float) -> float:
+    level, _ = PROCESS.levels(torch.tensor([u], dtype=torch.float64), LIKE)
+    return 2 * math.log(level.alpha / level.sigma)  # type: ignore[arg-type]
+
+
+def log_snr_of(level: Level) -> float:
+    return 2 * math.log(level.alpha / level.sigma)
+
+
+def test_the_log_snr_at_known_places() -> None:
+    """Ends, middle and the quarter, at which the published code gives 1.763."""
+    for u, expected in [(0.0, 20.0), (0.25, 1.763), (0.5, 0.0), (1.0, -20.0)]:
+        assert log_snr(u) == pytest.approx(expected, abs=1e-3)
+    other = make_log_snr_process(DiffusionOptions(schedule="log_snr", log_snr_min=-15, log_snr_max=9))
+    level, _ = other.levels(torch.tensor([0.0, 1.0], dtype=torch.float64), torch.zeros(2, 1))
+    snr = 2 * (torch.as_tensor(level.alpha) / torch.as_tensor(level.sigma)).log().flatten()
+    torch.testing.assert_close(snr, torch.tensor([9.0, -15.0]), atol=1e-3, rtol=0)
+
+
+def test_levels_keep_the_variance_and_the_network_is_told_a_bounded_time() -> None:
+    u = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    level, time = PROCESS.levels(u, torch.zeros(1001, 1, 1, 1))
+    alpha, sigma = torch.as_tensor(level.alpha), torch.as_tensor(level.sigma)
+    assert alpha.shape == (1001, 1, 1, 1)
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(alpha))
+    assert (alpha.flatten().diff() < 0).all() and (time.diff() > 0).all()
+    assert time[0] >= 0 and time[-1] <= MODEL_TIMES
+
+
+def test_the_samplers_path_is_evenly_spaced_in_u_and_told_alike() -> None:
+    levels = sampling_levels(OPTIONS, "5")
+    assert levels[-1] == CLEAN and len(levels) == 6
+    u = torch.linspace(1, 0, 5, dtype=torch.float64)
+    trained, time = PROCESS.levels(u, torch.zeros(5, 1))
+    torch.testing.assert_close(
+        torch.tensor([level.alpha for level in levels[:-1]]), torch.as_tensor(trained.alpha)[:, 0]
+    )
+    torch.testing.assert_close(torch.tensor([level.model_time for level in levels[:-1]]), time)
+    assert len(sampling_levels(OPTIONS, "1")) == 2
+
+
+def test_a_step_is_the_papers() -> None:
+    """arXiv 2207.12598, equations 3 and 4: means and variances by log-SNR, from lambda to lambda'."""
+    *levels, _ = sampling_levels(OPTIONS, "9")
+    x0, x_t = torch.tensor([0.3]), torch.tensor([-0.8])
+    for level, following in pairwise(levels):
+        ratio = math.exp(log_snr_of(level) - log_snr_of(following))
+        assert level.log_posterior_variance == pytest.approx(math.log((1 - ratio) * following.sigma**2), abs=1e-6)
+        assert level.log_beta == pytest.approx(math.log((1 - ratio) * level.sigma**2), abs=1e-6)
+        mean = ratio * following.alpha / level.alpha * x_t + (1 - ratio) * following.alpha * x0
+        torch.testing.assert_close(posterior_mean(x0, x_t, level, following), mean, atol=1e-6, rtol=1e-5)

@@ -1,0 +1,52 @@
+"""`python tools/bench.py SUBCOMMAND [--json FILE]`: parts of the system against the code that they stand in for.
+
+Outputs are compared before anything is timed. Ours and the peer alternate in one process, so that what else the
+machine does meets both; a row is the medians, their spread and their ratio, above 1 where ours is faster.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from benchmarks import adm
+from benchmarks.timing import table
+
+from dist_diffusion.errors import USER_ERROR, DistDiffusionError
+
+SUBCOMMANDS = {
+    "model": (adm.bench_model, "the network's forward pass against guided-diffusion's"),
+    "train": (adm.bench_train, "the whole training step against guided-diffusion's"),
+    "tricks": (adm.bench_tricks, "the training step against itself without each of the things that make it fast"),
+}
+
+
+def main() -> None:
+    """Runs one subcommand, prints its table, writes its JSON."""
+    arguments = parser().parse_args()
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    try:
+        rows = SUBCOMMANDS[arguments.subcommand][0](arguments.seconds)
+    except DistDiffusionError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    print(table(rows))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps([row.to_json() for row in rows], indent=1) + "\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
+    for name, (_, meaning) in SUBCOMMANDS.items():
+        command = commands.add_parser(name, help=meaning)
+        command.add_argument("--json", metavar="FILE", help="write the rows there")
+        command.add_argument("--seconds", type=float, default=180.0, help="time to measure for (%(default)s)")
+        command.add_argument("--threads", type=int, help="CPU threads; default: as torch chooses")
+    return top
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What is measured: one network, its weights and data, and our training step on them."""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import nn
+
+from dist_diffusion.config.resolve import resolve
+from dist_diffusion.config.schema import DataOptions, DiffusionRecipe, EmaOptions, EngineOptions, TrainOptions
+from dist_diffusion.distributed import group as groups
+from dist_diffusion.distributed.environment import resolve as resolve_launch
+from dist_diffusion.distributed.group import Group
+from dist_diffusion.engine.engine import TrainingEngine
+from dist_diffusion.engine.layout import torch_optimizer
+from dist_diffusion.errors import InternalError
+from dist_diffusion.models.build import build
+from dist_diffusion.models.options import UNetOptions
+from dist_diffusion.tasks.build import build as build_task
+from dist_diffusion.tasks.task import TaskBatch
+
+IMAGE_SIZE, BATCH, NUM_CLASSES = 32, 16, 1000
+OPTIONS = UNetOptions(channels=96, channel_mult=(1, 2, 2), attention_resolutions=(32, 16, 8))
+"""18 M parameters; attention at the sizes of the paper's models, four heads as both codes have by default."""
+TIMEOUT_S = 600.0
+
+
+def recipe_of(precision: Literal["fp32", "autocast"], recompute: bool = False) -> DiffusionRecipe:
+    """The recipe of the measured training step, without dropout."""
+    recipe = DiffusionRecipe(
+        data=DataOptions(image_size=IMAGE_SIZE),
+        model=OPTIONS,
+        train=TrainOptions(global_batch=BATCH),
+        ema=EmaOptions(decays=(0.9999,)),
+        engine=EngineOptions(precision=precision, recompute=recompute),
+    )
+    resolved = resolve(recipe, NUM_CLASSES)
+    assert isinstance(resolved, DiffusionRecipe)
+    return resolved
+
+
+def random_weights(like: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of a sensible scale: as networks are made, they put out zeros."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {name: tensor.shape for name, tensor in like.state_dict().items()}
+    return {
+        name: torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
+        for name, shape in shapes.items()
+    }
+
+
+def our_network(state: dict[str, torch.Tensor]) -> nn.Module:
+    """The network with these weights."""
+    network = build(recipe_of("fp32").model)
+    network.load_state_dict(state)
+    return network
+
+
+def task_batch(seed: int) -> TaskBatch:
+    """Images, labels and draws, as the loader hands them over."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (BATCH, 3, IMAGE_SIZE, IMAGE_SIZE)
+    draws = {
+        "timestep": torch.rand(BATCH, dtype=torch.float64, generator=generator),
+        "noise": torch.randn(shape, generator=generator),
+        "dropped_label": torch.zeros(BATCH, dtype=torch.bool),
+    }
+    images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    return TaskBatch(images, torch.randint(NUM_CLASSES, (BATCH,), generator=generator), draws)
+
+
+@contextmanager
+def one_process() -> Iterator[Group]:
+    """A process group of this process alone."""
+    group = groups.start(resolve_launch(os.environ), TIMEOUT_S)
+    try:
+        yield group
+    finally:
+        groups.stop()
+
+
+def our_training_step(
+    recipe: DiffusionRecipe, state: dict[str, torch.Tensor], group: Group, fused: bool = True
+) -> Callable[[], None]:
+    """A step of our engine as the training loop makes it, draws included; `fused` as the engine's AdamW is."""
+    network = build(recipe.model, recipe.engine.recompute)
+    network.load_state_dict(state)
+    task = build_task(recipe, group.device)
+    engine = TrainingEngine(network.train(), recipe, group)
+    for param_group in torch_optimizer(engine.deepspeed).param_groups:
+        param_group["fused"] = fused
+    steps = iter(range(10**9))
+
+    def step() -> None:
+        number = next(steps)
+        batch = task_batch(number)
+        engine.step(number, 1, lambda i: task.loss(engine, batch).loss)
+
+    return step
+
+
+def check(what: str, ours: torch.Tensor, peer: torch.Tensor, tolerance: float) -> None:
+    """Says how far the two are apart; InternalError where that is too far for a comparison to mean anything."""
+    error = (ours - peer).abs().max().item()
+    print(f"{what}: largest difference {error:.2e}, tolerance {tolerance:.2e}", flush=True)
+    if not error <= tolerance:
+        raise InternalError(f"{what}: ours differs from the peer by {error:.2e}, more than {tolerance:.2e}")
