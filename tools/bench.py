@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from benchmarks import adm
+from benchmarks import adm, tricks
 from benchmarks.timing import table
 
 from dist_diffusion.errors import USER_ERROR, DistDiffusionError
@@ -18,7 +18,7 @@ from dist_diffusion.errors import USER_ERROR, DistDiffusionError
 SUBCOMMANDS = {
     "model": (adm.bench_model, "the network's forward pass against guided-diffusion's"),
     "train": (adm.bench_train, "the whole training step against guided-diffusion's"),
-    "tricks": (adm.bench_tricks, "the training step against itself without each of the things that make it fast"),
+    "tricks": (tricks.bench_tricks, "the training step against itself without each of the things that make it fast"),
 }
 
 

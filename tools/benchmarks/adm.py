@@ -1,7 +1,5 @@
 """The ADM network and its training step against the released code, on the same weights and inputs."""
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -18,7 +16,6 @@ from benchmarks.setting import (
     task_batch,
 )
 from benchmarks.timing import Row, alternate, compared
-from dist_diffusion.models import layers
 from dist_diffusion.models.build import build
 from dist_diffusion.tasks.build import build as build_task
 
@@ -112,34 +109,3 @@ def check_losses(state: dict[str, torch.Tensor]) -> None:
         )
     reference = terms["loss"].mean()
     check("loss, fp32", loss, reference, LOSS_TOLERANCE * max(1.0, reference.item()))
-
-
-def bench_tricks(seconds: float) -> list[Row]:
-    """Our training step against itself with one thing done otherwise: the peer is our own code without that trick."""
-    with one_process() as group:
-        state = fresh_weights()
-        recipe = recipe_of("autocast")
-        step = our_training_step(recipe, state, group)
-        without = {
-            "bf16 autocast": our_training_step(recipe_of("fp32"), state, group),
-            "kept activations": our_training_step(recipe_of("autocast", recompute=True), state, group),
-            "fused AdamW": our_training_step(recipe, state, group, fused=False),
-            "channels_last": patched("MEMORY_FORMAT", torch.contiguous_format, step),
-            "plain products for short sequences": patched("SHORT", 0, step),
-        }
-        taken = alternate({"all": step, **without}, seconds)
-    return [compared(f"training step, {name}", BATCH, taken["all"], taken[name]) for name in without]
-
-
-def patched(name: str, value: object, step: Callable[[], None]) -> Callable[[], None]:
-    """A step made with another constant of models.layers."""
-    kept = getattr(layers, name)
-
-    def run() -> None:
-        setattr(layers, name, value)
-        try:
-            step()
-        finally:
-            setattr(layers, name, kept)
-
-    return run

@@ -15,7 +15,6 @@ from dist_diffusion.distributed import group as groups
 from dist_diffusion.distributed.environment import resolve as resolve_launch
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.engine.engine import TrainingEngine
-from dist_diffusion.engine.layout import torch_optimizer
 from dist_diffusion.errors import InternalError
 from dist_diffusion.models.build import build
 from dist_diffusion.models.options import UNetOptions
@@ -82,16 +81,12 @@ def one_process() -> Iterator[Group]:
         groups.stop()
 
 
-def our_training_step(
-    recipe: DiffusionRecipe, state: dict[str, torch.Tensor], group: Group, fused: bool = True
-) -> Callable[[], None]:
-    """A step of our engine as the training loop makes it, draws included; `fused` as the engine's AdamW is."""
+def our_training_step(recipe: DiffusionRecipe, state: dict[str, torch.Tensor], group: Group) -> Callable[[], None]:
+    """A step of our engine as the training loop makes it, draws included."""
     network = build(recipe.model, recipe.engine.recompute)
     network.load_state_dict(state)
     task = build_task(recipe, group.device)
     engine = TrainingEngine(network.train(), recipe, group)
-    for param_group in torch_optimizer(engine.deepspeed).param_groups:
-        param_group["fused"] = fused
     steps = iter(range(10**9))
 
     def step() -> None:
