@@ -76,10 +76,8 @@ def build_pool(options: ClassifierOptions, encoder: Encoder, num_classes: int) -
     """From the bottom's features, or the averages of every block, to logits."""
     channels = encoder.channels
     if options.pool == "attention":
-        assert options.image_size
-        size = options.image_size // encoder.downsampling
         heads = split_heads(channels, options.num_heads, options.num_head_channels)
-        pool = AttentionPool(size, channels, heads, num_classes)
+        pool = AttentionPool(encoder.size, channels, heads, num_classes)
         return nn.Sequential(GroupNorm32(channels), nn.SiLU(), pool)
     if options.pool == "adaptive":
         head = zero(nn.Conv2d(channels, num_classes, 1))

@@ -34,6 +34,10 @@ class Blocks:
         """The blocks between two skips."""
         return TimestepSequential(*layers, recompute=self.recompute)
 
+    def halved(self, size: int) -> int:
+        """The size after a halving: averages leave the last row of an odd size out, convolutions do not."""
+        return size // 2 if self.resblock_updown else (size + 1) // 2
+
     def resample(self, channels: int, direction: type[Downsample] | type[Upsample]) -> nn.Module:
         """Halve or double the resolution, by a residual block or a plain convolution."""
         if not self.resblock_updown:
@@ -52,7 +56,9 @@ class Encoder:
     channels: int
     """Channels at the bottom."""
     downsampling: int
-    """Image size over the bottom's size."""
+    """2 to the number of halvings."""
+    size: int
+    """The bottom's size."""
 
 
 def split_heads(channels: int, num_heads: int, num_head_channels: int | None) -> int:
@@ -90,11 +96,7 @@ def build_encoder(
 ) -> Encoder:
     """Input blocks and middle block (arXiv 2105.05233, section 3)."""
     levels, widths = len(channel_mult), level_widths(channels, channel_mult)
-    if image_size % 2 ** (levels - 1):
-        raise ConfigError(
-            f"data.image_size={image_size} cannot be halved {levels - 1} times, as model.channel_mult asks"
-        )
-    current, factor = widths[0], 1
+    current, factor, size = widths[0], 1, image_size
     input_blocks = nn.ModuleList([blocks.sequence(nn.Conv2d(in_channels, current, 3, padding=1))])
     skips = [current]
     for level, width in enumerate(widths):
@@ -109,7 +111,8 @@ def build_encoder(
             input_blocks.append(blocks.sequence(blocks.resample(current, Downsample)))
             skips.append(current)
             factor *= 2
+            size = blocks.halved(size)
     middle = blocks.sequence(
         blocks.residual(current, current), blocks.attention(current), blocks.residual(current, current)
     )
-    return Encoder(input_blocks, middle, skips, current, factor)
+    return Encoder(input_blocks, middle, skips, current, factor, size)

@@ -5,6 +5,7 @@ import dataclasses
 import torch
 from torch import nn
 
+from dist_diffusion.errors import ConfigError
 from dist_diffusion.models.encoder import Blocks, attention_factors, build_encoder, level_widths
 from dist_diffusion.models.layers import (
     GroupNorm32,
@@ -28,6 +29,11 @@ class UNet(nn.Module):
         self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
         if options.num_classes:
             self.label_emb = nn.Embedding(options.num_classes + bool(options.null_label), emb)
+        halvings = len(options.channel_mult) - 1
+        if options.image_size % 2**halvings:
+            raise ConfigError(
+                f"data.image_size={options.image_size} cannot be halved {halvings} times, as model.channel_mult asks"
+            )
         blocks = unet_blocks(options, emb, options.num_heads, recompute)
         attention = attention_factors(options.image_size, options.attention_resolutions)
         encoder = build_encoder(

@@ -69,6 +69,23 @@ def test_a_killed_run_resumes_bitwise(launcher: Launcher, workplace: Path, two_r
     assert not (run_dir / "lease.json").exists()
 
 
+def test_loss_aware_timesteps_resume_bitwise(workplace: Path, train: Train) -> None:
+    """The history of losses is part of the state: a run in two parts draws as the run in one does, and learns so."""
+    aware = ("objective.timesteps=loss_aware", "diffusion.num_timesteps=21", "checkpoint.every=100")
+    whole = train("aware", 2, *aware, "train.steps=44")
+    train("aware-parts", 2, *aware, "train.steps=32")
+    history = committed.scan(str(workplace / "aware-parts/checkpoints"))[-1].marker["task"]
+    assert min(history["counts"]) >= 10, "the comparison must be of steps that draw by the losses"
+    assert sum(history["counts"]) == 32 * 24
+    parts = train("aware-parts", 2, *aware, "train.steps=44")
+    for key in ("batch_digest", "loss", "grad_norm"):
+        assert column(parts, key) == column(whole, key)
+    ends = [
+        committed.scan(str(workplace / name / "checkpoints"))[-1].marker["task"] for name in ("aware", "aware-parts")
+    ]
+    assert ends[0] == ends[1]
+
+
 def wait_for_step(run_dir: Path, step: int) -> int:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from dist_diffusion.errors import ConfigError
+from dist_diffusion.models import layers
 from dist_diffusion.models.build import build
 from dist_diffusion.models.options import ClassifierOptions, SuperResolutionOptions, UNetOptions
 
@@ -123,3 +125,34 @@ def test_recomputation_keeps_less() -> None:
             model(torch.randn(2, 3, 8, 8), torch.zeros(2), None)
         held[recompute] = sum(sizes)
     assert held[True] < 0.5 * held[False]
+
+
+def test_short_bf16_sequences_on_cpus_get_the_same_attention() -> None:
+    """Plain products stand in for the fused kernel there: the values and the gradients are its own."""
+    generator = torch.Generator().manual_seed(3)
+    for length in (layers.SHORT, layers.SHORT + 1):
+        q, k, v = (torch.randn(2, 3, length, 16, generator=generator).requires_grad_() for _ in range(3))
+        low = [tensor.detach().bfloat16().requires_grad_() for tensor in (q, k, v)]
+        exact, made = F.scaled_dot_product_attention(q, k, v), layers.dot_product_attention(*low)
+        assert made.dtype == torch.bfloat16
+        torch.testing.assert_close(made.float(), exact, atol=0.02, rtol=0)
+        exact_gradients = torch.autograd.grad(exact.square().sum(), (q, k, v))
+        gradients = torch.autograd.grad(made.float().square().sum(), low)
+        for gradient, exact_gradient in zip(gradients, exact_gradients, strict=True):
+            torch.testing.assert_close(gradient.float(), exact_gradient, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("resblock_updown", [True, False])
+@pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
+def test_a_classifier_takes_any_image_size(pool: str, resblock_updown: bool) -> None:
+    options = ClassifierOptions(
+        channels=32,
+        num_res_blocks=1,
+        channel_mult=(1, 1, 1),
+        num_head_channels=32,
+        pool=pool,  # type: ignore[arg-type]
+        resblock_updown=resblock_updown,
+        image_size=11,
+        num_classes=7,
+    )
+    assert build(options)(torch.randn(2, 3, 11, 11), torch.tensor([0.0, 5.0])).shape == (2, 7)

@@ -1,6 +1,0 @@
-"""Makes tools/check_golden.py and its checks importable."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
