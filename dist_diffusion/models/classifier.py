@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from dist_diffusion.models.encoder import Blocks, Encoder, attention_factors, build_encoder, split_heads
+from dist_diffusion.models.encoder import Encoder, build_encoder, split_heads
 from dist_diffusion.models.layers import (
     GroupNorm32,
     attend,
@@ -43,19 +43,11 @@ class Classifier(nn.Module):
 
     def __init__(self, options: ClassifierOptions, recompute: bool) -> None:
         super().__init__()
-        assert options.image_size and options.num_classes
+        assert options.num_classes
         width, emb = options.channels, 4 * options.channels
         self.channels = width
         self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
-        encoder = build_encoder(
-            classifier_blocks(options, emb, recompute),
-            options.image_size,
-            options.in_channels,
-            width,
-            options.channel_mult,
-            options.num_res_blocks,
-            attention_factors(options.image_size, options.attention_resolutions),
-        )
+        encoder = build_encoder(options, options.in_channels, recompute)
         self.input_blocks, self.middle_block = encoder.input_blocks, encoder.middle_block
         self.pools_every_block = options.pool in ("spatial", "spatial_v2")
         self.out = build_pool(options, encoder, options.num_classes)
@@ -86,17 +78,3 @@ def build_pool(options: ClassifierOptions, encoder: Encoder, num_classes: int) -
     if options.pool == "spatial":
         return nn.Sequential(features, nn.ReLU(), nn.Linear(POOL_WIDTH, num_classes))
     return nn.Sequential(features, GroupNorm32(POOL_WIDTH), nn.SiLU(), nn.Linear(POOL_WIDTH, num_classes))
-
-
-def classifier_blocks(options: ClassifierOptions, emb_channels: int, recompute: bool) -> Blocks:
-    """What all blocks of the network have in common."""
-    return Blocks(
-        emb_channels=emb_channels,
-        dropout=options.dropout,
-        scale_shift_norm=options.scale_shift_norm,
-        resblock_updown=options.resblock_updown,
-        num_heads=options.num_heads,
-        num_head_channels=options.num_head_channels,
-        new_attention_order=options.new_attention_order,
-        recompute=recompute,
-    )

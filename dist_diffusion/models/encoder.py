@@ -6,6 +6,7 @@ from torch import nn
 
 from dist_diffusion.errors import ConfigError
 from dist_diffusion.models.layers import AttentionBlock, Downsample, ResBlock, TimestepSequential, Upsample
+from dist_diffusion.models.options import NetworkOptions
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,20 @@ class Blocks:
         return ResBlock(channels, self.emb_channels, channels, self.dropout, self.scale_shift_norm, direction)
 
 
+def network_blocks(options: NetworkOptions, num_heads: int, recompute: bool) -> Blocks:
+    """The blocks of a network's encoder or decoder."""
+    return Blocks(
+        emb_channels=4 * options.channels,
+        dropout=options.dropout,
+        scale_shift_norm=options.scale_shift_norm,
+        resblock_updown=options.resblock_updown,
+        num_heads=num_heads,
+        num_head_channels=options.num_head_channels,
+        new_attention_order=options.new_attention_order,
+        recompute=recompute,
+    )
+
+
 @dataclass(frozen=True)
 class Encoder:
     """The encoder's modules and what a decoder must know of them."""
@@ -72,42 +87,38 @@ def split_heads(channels: int, num_heads: int, num_head_channels: int | None) ->
     return num_heads
 
 
-def attention_factors(image_size: int, resolutions: tuple[int, ...]) -> set[int]:
+def attention_factors(options: NetworkOptions) -> set[int]:
     """The downsampling factors at which attention is used."""
-    return {image_size // resolution for resolution in resolutions}
+    assert options.image_size
+    return {options.image_size // resolution for resolution in options.attention_resolutions}
 
 
-def level_widths(channels: int, channel_mult: tuple[float, ...]) -> list[int]:
+def level_widths(options: NetworkOptions) -> list[int]:
     """Channels of each resolution; ConfigError where a multiplier leaves a fraction of a channel."""
-    for multiplier in channel_mult:
+    channels = options.channels
+    for multiplier in options.channel_mult:
         if multiplier * channels % 1:
             raise ConfigError(f"model.channel_mult has {multiplier}, of model.channels={channels} that is no number")
-    return [int(multiplier * channels) for multiplier in channel_mult]
+    return [int(multiplier * channels) for multiplier in options.channel_mult]
 
 
-def build_encoder(
-    blocks: Blocks,
-    image_size: int,
-    in_channels: int,
-    channels: int,
-    channel_mult: tuple[float, ...],
-    num_res_blocks: int,
-    attention: set[int],
-) -> Encoder:
+def build_encoder(options: NetworkOptions, in_channels: int, recompute: bool) -> Encoder:
     """Input blocks and middle block (arXiv 2105.05233, section 3)."""
-    levels, widths = len(channel_mult), level_widths(channels, channel_mult)
-    current, factor, size = widths[0], 1, image_size
+    assert options.image_size
+    blocks = network_blocks(options, options.num_heads, recompute)
+    widths, attention = level_widths(options), attention_factors(options)
+    current, factor, size = widths[0], 1, options.image_size
     input_blocks = nn.ModuleList([blocks.sequence(nn.Conv2d(in_channels, current, 3, padding=1))])
     skips = [current]
     for level, width in enumerate(widths):
-        for _ in range(num_res_blocks):
+        for _ in range(options.num_res_blocks):
             layers: list[nn.Module] = [blocks.residual(current, width)]
             current = width
             if factor in attention:
                 layers.append(blocks.attention(current))
             input_blocks.append(blocks.sequence(*layers))
             skips.append(current)
-        if level + 1 < levels:
+        if level + 1 < len(widths):
             input_blocks.append(blocks.sequence(blocks.resample(current, Downsample)))
             skips.append(current)
             factor *= 2

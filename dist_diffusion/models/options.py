@@ -5,17 +5,15 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class UNetOptions:
-    """The ADM UNet (arXiv 2105.05233, section 3)."""
+class NetworkOptions:
+    """What every network here has: ADM's encoder (arXiv 2105.05233, section 3)."""
 
     channels: int = 128
     num_res_blocks: int = 2
     channel_mult: tuple[float, ...] = (1, 2, 3, 4)
-    attention_resolutions: tuple[int, ...] = (16, 8)
+    attention_resolutions: tuple[int, ...] = (32, 16, 8)
     """Image sizes, in pixels, at which attention is used."""
     num_heads: int = 4
-    num_heads_upsample: int | None = None
-    """Heads in the decoder; None is num_heads."""
     num_head_channels: int | None = None
     """Channels of a head; where given it decides, else num_heads does."""
     scale_shift_norm: bool = True
@@ -25,10 +23,19 @@ class UNetOptions:
     in_channels: int = 3
     image_size: int | None = None
     """From data.image_size."""
+    num_classes: int | None = None
+    """From the manifest; of a UNet 0 is unconditional."""
+
+
+@dataclass(frozen=True)
+class UNetOptions(NetworkOptions):
+    """The ADM UNet (arXiv 2105.05233, section 3)."""
+
+    attention_resolutions: tuple[int, ...] = (16, 8)
+    num_heads_upsample: int | None = None
+    """Heads in the decoder; None is num_heads."""
     out_channels: int | None = None
     """From the process: 3, or 6 with a learned variance."""
-    num_classes: int | None = None
-    """From the manifest; 0 is unconditional."""
     null_label: bool | None = None
     """From objective.p_uncond: one more label row, the last, for the dropped label."""
 
@@ -42,25 +49,11 @@ class SuperResolutionOptions(UNetOptions):
 
 
 @dataclass(frozen=True)
-class ClassifierOptions:
+class ClassifierOptions(NetworkOptions):
     """The noise-aware classifier: the UNet's encoder and a pool (arXiv 2105.05233, section 4)."""
 
-    channels: int = 128
-    num_res_blocks: int = 2
-    channel_mult: tuple[float, ...] = (1, 2, 3, 4)
-    attention_resolutions: tuple[int, ...] = (32, 16, 8)
     num_heads: int = 1
     num_head_channels: int | None = 64
-    """Channels of a head; where given it decides, else num_heads does."""
     pool: Literal["attention", "adaptive", "spatial", "spatial_v2"] = "attention"
     """From features to logits: attention with the mean as a token, their average, or a small network on the averages
     of every block."""
-    scale_shift_norm: bool = True
-    resblock_updown: bool = True
-    new_attention_order: bool = False
-    dropout: float = 0.0
-    in_channels: int = 3
-    image_size: int | None = None
-    """From data.image_size."""
-    num_classes: int | None = None
-    """From the manifest."""

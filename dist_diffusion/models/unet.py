@@ -1,12 +1,10 @@
 """The ADM UNet (arXiv 2105.05233, section 3)."""
 
-import dataclasses
-
 import torch
 from torch import nn
 
 from dist_diffusion.errors import ConfigError
-from dist_diffusion.models.encoder import Blocks, attention_factors, build_encoder, level_widths
+from dist_diffusion.models.encoder import Encoder, attention_factors, build_encoder, level_widths, network_blocks
 from dist_diffusion.models.layers import (
     GroupNorm32,
     Upsample,
@@ -23,46 +21,18 @@ class UNet(nn.Module):
 
     def __init__(self, options: UNetOptions, recompute: bool, conditioning_channels: int = 0) -> None:
         super().__init__()
-        assert options.image_size and options.out_channels and options.num_classes is not None
+        assert options.out_channels and options.num_classes is not None
+        check_halvings(options)
         width, emb = options.channels, 4 * options.channels
         self.channels = width
         self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
         if options.num_classes:
             self.label_emb = nn.Embedding(options.num_classes + bool(options.null_label), emb)
-        halvings = len(options.channel_mult) - 1
-        if options.image_size % 2**halvings:
-            raise ConfigError(
-                f"data.image_size={options.image_size} cannot be halved {halvings} times, as model.channel_mult asks"
-            )
-        blocks = unet_blocks(options, emb, options.num_heads, recompute)
-        attention = attention_factors(options.image_size, options.attention_resolutions)
-        encoder = build_encoder(
-            blocks,
-            options.image_size,
-            options.in_channels + conditioning_channels,
-            width,
-            options.channel_mult,
-            options.num_res_blocks,
-            attention,
-        )
+        encoder = build_encoder(options, options.in_channels + conditioning_channels, recompute)
         self.input_blocks, self.middle_block = encoder.input_blocks, encoder.middle_block
-        heads = options.num_heads if options.num_heads_upsample is None else options.num_heads_upsample
-        blocks = dataclasses.replace(blocks, num_heads=heads)
-        widths = level_widths(width, options.channel_mult)
-        self.output_blocks = nn.ModuleList()
-        skips, current, factor = list(encoder.skip_channels), encoder.channels, encoder.downsampling
-        for level, level_width in reversed(list(enumerate(widths))):
-            for i in range(options.num_res_blocks + 1):
-                layers: list[nn.Module] = [blocks.residual(current + skips.pop(), level_width)]
-                current = level_width
-                if factor in attention:
-                    layers.append(blocks.attention(current))
-                if level and i == options.num_res_blocks:
-                    layers.append(blocks.resample(current, Upsample))
-                    factor //= 2
-                self.output_blocks.append(blocks.sequence(*layers))
-        out_conv = zero(nn.Conv2d(current, options.out_channels, 3, padding=1))
-        self.out = nn.Sequential(GroupNorm32(current), nn.SiLU(), out_conv)
+        self.output_blocks, channels = build_decoder(options, encoder, recompute)
+        out_conv = zero(nn.Conv2d(channels, options.out_channels, 3, padding=1))
+        self.out = nn.Sequential(GroupNorm32(channels), nn.SiLU(), out_conv)
 
     def forward(self, x: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """(N, C, H, W), times (N,) in the original timesteps and labels (N,) to (N, out_channels, H, W)."""
@@ -81,15 +51,31 @@ class UNet(nn.Module):
         return self.out(h)
 
 
-def unet_blocks(options: UNetOptions, emb_channels: int, num_heads: int, recompute: bool) -> Blocks:
-    """What all blocks of the network have in common."""
-    return Blocks(
-        emb_channels=emb_channels,
-        dropout=options.dropout,
-        scale_shift_norm=options.scale_shift_norm,
-        resblock_updown=options.resblock_updown,
-        num_heads=num_heads,
-        num_head_channels=options.num_head_channels,
-        new_attention_order=options.new_attention_order,
-        recompute=recompute,
-    )
+def check_halvings(options: UNetOptions) -> None:
+    """ConfigError where the decoder could not double its way back to the image's size."""
+    assert options.image_size
+    halvings = len(options.channel_mult) - 1
+    if options.image_size % 2**halvings:
+        raise ConfigError(
+            f"data.image_size={options.image_size} cannot be halved {halvings} times, as model.channel_mult asks"
+        )
+
+
+def build_decoder(options: UNetOptions, encoder: Encoder, recompute: bool) -> tuple[nn.ModuleList, int]:
+    """Output blocks, each given the encoder's at its level, last first, and the channels that they end with."""
+    heads = options.num_heads if options.num_heads_upsample is None else options.num_heads_upsample
+    blocks = network_blocks(options, heads, recompute)
+    attention = attention_factors(options)
+    output_blocks = nn.ModuleList()
+    skips, current, factor = list(encoder.skip_channels), encoder.channels, encoder.downsampling
+    for level, width in reversed(list(enumerate(level_widths(options)))):
+        for i in range(options.num_res_blocks + 1):
+            layers: list[nn.Module] = [blocks.residual(current + skips.pop(), width)]
+            current = width
+            if factor in attention:
+                layers.append(blocks.attention(current))
+            if level and i == options.num_res_blocks:
+                layers.append(blocks.resample(current, Upsample))
+                factor //= 2
+            output_blocks.append(blocks.sequence(*layers))
+    return output_blocks, current

@@ -99,9 +99,8 @@ def refuse_another_network(source: LoadedModel, recipe: TrainRecipe) -> None:
 def attention(recipe: TrainRecipe) -> str:
     """Where in the network there is attention, whatever the image size."""
     model = recipe.model
-    assert model.image_size is not None
     passed = {2**level for level in range(len(model.channel_mult))}
-    factors = sorted(attention_factors(model.image_size, model.attention_resolutions) & passed)
+    factors = sorted(attention_factors(model) & passed)
     return " and ".join(f"1/{factor}" for factor in factors) + " of image_size" if factors else "nowhere"
 
 
