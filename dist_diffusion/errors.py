@@ -62,7 +62,7 @@ class LaunchError(DistDiffusionError):
 
 
 class NonFiniteError(DistDiffusionError):
-    """Loss or gradients stayed non-finite: the recipe diverged."""
+    """Loss, gradients, samples or a likelihood are not finite."""
 
 
 class InternalError(DistDiffusionError):

@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also runs where the package is not installed
+
 from benchmarks import adm, tricks
 from benchmarks.timing import table
 
-from dist_diffusion.errors import USER_ERROR, DistDiffusionError
+from dist_diffusion.errors import USER_ERROR, DistDiffusionError, StorageError
 
 SUBCOMMANDS = {
     "model": (adm.bench_model, "the network's forward pass against guided-diffusion's"),
@@ -27,13 +30,30 @@ def main() -> None:
     arguments = parser().parse_args()
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     try:
+        if arguments.json:
+            check_writable(arguments.json)
         rows = SUBCOMMANDS[arguments.subcommand][0](arguments.seconds)
     except DistDiffusionError as error:
         print(f"bench: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
     print(table(rows))
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps([row.to_json() for row in rows], indent=1) + "\n")
+        arguments.json.write_text(json.dumps([row.to_json() for row in rows], indent=1) + "\n")
+
+
+def check_writable(path: Path) -> None:
+    """StorageError now and not after minutes of measuring. What the file holds stays until the rows are there."""
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise StorageError(f"--json {path} cannot be written ({error.strerror}): choose another path") from error
+
+
+def num_threads(text: str) -> int:
+    """An argument of at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,9 +62,9 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
     for name, (_, meaning) in SUBCOMMANDS.items():
         command = commands.add_parser(name, help=meaning)
-        command.add_argument("--json", metavar="FILE", help="write the rows there")
+        command.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
         command.add_argument("--seconds", type=float, default=180.0, help="time to measure for (%(default)s)")
-        command.add_argument("--threads", type=int, help="CPU threads; default: as torch chooses")
+        command.add_argument("--threads", type=num_threads, help="CPU threads; default: as torch chooses")
     return top
 
 

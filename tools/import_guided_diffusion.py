@@ -1,7 +1,7 @@
 """Checkpoints of guided-diffusion in and out: see docs/released.md.
 
-FILE.pt --preset NAME OUT.safetensors makes an export of a released state_dict. RUN OUT.pt (or RUN@STEP OUT.pt, or an
-export in its place) is the way back.
+FILE.pt --preset NAME OUT.safetensors makes an export of a released state_dict, of torch.save or safetensors.
+RUN OUT.pt (or RUN@STEP OUT.pt, or an export in its place) is the way back.
 """
 
 import argparse
@@ -19,7 +19,7 @@ PRESETS = Path(__file__).resolve().parents[1] / "configs" / "adm"
 def main() -> int:
     """Parse the command line, convert in the direction that OUT says, return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", metavar="FILE", help="a state_dict (.pt), or for the way back a run or an export")
+    parser.add_argument("file", metavar="FILE", help="a state_dict, or for the way back a run or an export")
     parser.add_argument("out", metavar="OUT", help="OUT.safetensors, or for the way back OUT.pt")
     parser.add_argument("--preset", metavar="NAME", help="a recipe of configs/adm by name, or the path of one (.yaml)")
     parser.add_argument("--ema", metavar="NAME", help="for the way back: which export of a run (default the first)")
@@ -41,8 +41,13 @@ def convert(arguments: argparse.Namespace) -> None:
         released.export_checkpoint(arguments.file, arguments.ema, out, _say)
     elif not out.endswith(".safetensors"):
         raise ConfigError(f"{out}: OUT ends in .safetensors, or in .pt for the way back")
-    elif arguments.preset is None or arguments.ema is not None:
-        raise ConfigError(f"{out} is the way in: it takes --preset NAME, and no --ema")
+    elif arguments.preset is None:
+        presets = ", ".join(released.preset_names(str(PRESETS)))
+        raise ConfigError(
+            f"--preset is missing: which model {arguments.file} is of, one of {presets}, or a recipe's path (.yaml)"
+        )
+    elif arguments.ema is not None:
+        raise ConfigError(f"--ema={arguments.ema} chooses among a run's exports on the way back to .pt: leave it out")
     else:
         released.import_checkpoint(arguments.file, arguments.preset, str(PRESETS), out, _say)
 

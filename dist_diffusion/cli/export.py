@@ -1,7 +1,6 @@
 """`dist-diffusion export`."""
 
 import os
-import shutil
 from collections.abc import Sequence
 
 from dist_diffusion.config.load import load_options
@@ -30,11 +29,9 @@ def export(run_path: str, options: ExportOptions) -> str:
         raise ConfigError(f"{run_path} is an export already, which can be copied as it is: give a run, or RUN@STEP")
     recipe, info = header(source)
     out = options.out or default_path(source, info["average"], info["step"])
-    with publish.atomic_file(out) as temporary:
-        with files.failures("copy", source):
-            shutil.copyfile(source, temporary)
-        if files.sha256(temporary) != files.sha256(source):
-            raise StorageError(f"the copy of {source} for {out} is damaged: look at that disk, then export again")
+    publish.copy(source, out)
+    if files.sha256(out) != files.sha256(source):
+        raise StorageError(f"{out} is damaged, other than {source}: look at that disk, then export again")
     classes = recipe.model.num_classes
     return (
         f"{out}: {recipe.task} model, {info['average']} of step {info['step']}, "

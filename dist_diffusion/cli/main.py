@@ -22,7 +22,17 @@ COMMANDS = {
     "nll": "bits per dimension of a dataset under a model",
     "export": "copy an average of a run's commit to a file of its own",
 }
-FIRST_ARGUMENT = {"export": ("RUN", "a run, or RUN@STEP")}
+RECIPE_ARGUMENTS = (("CONFIG.yaml", "the recipe"), ("dotted.key=value", "settings that win over it"))
+OWN_ARGUMENTS = {
+    "export": (
+        ("RUN", "a run, or RUN@STEP"),
+        (
+            "key=value",
+            "out=FILE: where to (default RUN/export-AVERAGE-step-N.safetensors); "
+            "ema=NAME: which of the commit's exports (default the first)",
+        ),
+    )
+}
 """Of the commands that read no recipe: what they take in its place."""
 LAUNCHERS_THAT_LEAVE_ORPHANS = ("openmpi", "mpich", "torchrun")
 WAIT_FOR_LAUNCHER_S = 30.0
@@ -45,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             die_with_parent()
         check_ranks_used(topology, os.environ)
         command = importlib.import_module(f"dist_diffusion.cli.{arguments.command}")
-        if arguments.command in FIRST_ARGUMENT:
+        if arguments.command in OWN_ARGUMENTS:
             command.run(arguments.config, overrides, topology)
         else:
             command.run(arguments.config, overrides, arguments.print_config, topology)
@@ -65,10 +75,10 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=f"{help_text.capitalize()}.")
-        metavar, meaning = FIRST_ARGUMENT.get(name, ("CONFIG.yaml", "the recipe"))
-        command.add_argument("config", metavar=metavar, help=meaning)
-        command.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="settings that win over it")
-        if name not in FIRST_ARGUMENT:
+        (first, meaning), (rest, settings) = OWN_ARGUMENTS.get(name, RECIPE_ARGUMENTS)
+        command.add_argument("config", metavar=first, help=meaning)
+        command.add_argument("overrides", nargs="*", default=[], metavar=rest, help=settings)
+        if name not in OWN_ARGUMENTS:
             command.add_argument("--print-config", action="store_true", help="print the resulting recipe and end")
     return top
 

@@ -1,6 +1,7 @@
 """What the types cannot say of a recipe: found before anything is started."""
 
 import functools
+import math
 from typing import Any
 
 from dist_diffusion.config.schema import (
@@ -11,11 +12,14 @@ from dist_diffusion.config.schema import (
     SuperResolutionRecipe,
     TrainRecipe,
 )
-from dist_diffusion.diffusion.options import LEARNED_VARIANCES, SamplerOptions
+from dist_diffusion.diffusion.options import LEARNED_VARIANCES, DiffusionOptions, SamplerOptions
 from dist_diffusion.errors import ConfigError
+from dist_diffusion.models.options import NetworkOptions, UNetOptions
 
-MIN_TIMESTEPS = 21
-"""The linear schedule's last beta is 20 / T: below 1 only from here on."""
+MIN_TIMESTEPS = {"linear": 21, "cosine": 2, "log_snr": 1}
+"""The linear schedule's last beta is 20 / T: below 1 only from 21 on. A step's variance at t = 0 is the next one's."""
+MAX_LOG_SNR = 60.0
+"""Where alpha or sigma, in float32 arithmetic, has long stopped to matter."""
 
 
 def require(recipe: object, *keys: str) -> None:
@@ -42,6 +46,19 @@ POSITIVE = (
 )
 
 
+RANGES = (
+    ("diffusion.variance_mix", 0, 1),
+    ("model.dropout", 0, 1),
+    ("model.num_res_blocks", 0, math.inf),
+    ("model.channels", 2, math.inf),
+    ("model.num_heads", 1, math.inf),
+    ("optim.weight_decay", 0, math.inf),
+    ("optim.clip_norm", 0, math.inf),
+    ("optim.warmup_images", 0, math.inf),
+)
+"""Smallest and largest value; nan is in none of them."""
+
+
 def check_train(recipe: TrainRecipe, world_size: int) -> None:
     """Settings that contradict each other or the number of ranks."""
     require(recipe, "run_dir", "data.shards")
@@ -61,6 +78,8 @@ def check_train(recipe: TrainRecipe, world_size: int) -> None:
     _check_engine(recipe)
     _check_exports(recipe)
     _check_numbers(recipe)
+    _check_process(recipe.diffusion)
+    _check_model(recipe.model)
     if isinstance(recipe, SuperResolutionRecipe):
         _check_super_resolution(recipe)
     if isinstance(recipe, DiffusionRecipe):
@@ -84,20 +103,48 @@ def _check_engine(recipe: TrainRecipe) -> None:
 
 
 def _check_numbers(recipe: TrainRecipe) -> None:
-    if recipe.diffusion.num_timesteps < MIN_TIMESTEPS:
-        raise ConfigError(f"diffusion.num_timesteps={recipe.diffusion.num_timesteps}: expected {MIN_TIMESTEPS} or more")
-    lowest, highest = recipe.diffusion.log_snr_min, recipe.diffusion.log_snr_max
-    if lowest >= highest:
-        raise ConfigError(f"diffusion.log_snr_min={lowest}: expected less than diffusion.log_snr_max={highest}")
-    for decay in recipe.ema.decays:
-        if not 0 <= decay < 1:
-            raise ConfigError(f"ema.decays holds {decay}: expected 0 or more and below 1")
-    if recipe.optim.lr <= 0 or not all(0 <= beta < 1 for beta in recipe.optim.betas):
-        raise ConfigError(
-            f"optim.lr={recipe.optim.lr}, optim.betas={list(recipe.optim.betas)}: expected lr > 0, betas in [0, 1)"
-        )
+    for key, low, high in RANGES:
+        value = get(recipe, key)
+        if not low <= value <= high:
+            expected = f"{low} to {high}" if math.isfinite(high) else f"{low} or more"
+            raise ConfigError(f"{key}={value}: expected {expected}")
+    for key in ("optim.lr", "optim.eps"):
+        if not 0 < get(recipe, key) < math.inf:
+            raise ConfigError(f"{key}={get(recipe, key)}: expected a number above 0")
+    for key in ("ema.decays", "optim.betas"):
+        for number in get(recipe, key):
+            if not 0 <= number < 1:
+                raise ConfigError(f"{key} holds {number}: expected 0 or more and below 1")
     if recipe.model.in_channels != 3:
         raise ConfigError(f"model.in_channels={recipe.model.in_channels}: images are RGB, expected 3")
+
+
+def _check_process(options: DiffusionOptions) -> None:
+    fewest = MIN_TIMESTEPS[options.schedule]
+    if options.num_timesteps < fewest:
+        raise ConfigError(
+            f"diffusion.num_timesteps={options.num_timesteps}: expected {fewest} or more with the schedule "
+            f"{options.schedule}"
+        )
+    lowest, highest = options.log_snr_min, options.log_snr_max
+    if not -MAX_LOG_SNR <= lowest < highest <= MAX_LOG_SNR:
+        raise ConfigError(
+            f"diffusion.log_snr_min={lowest}, diffusion.log_snr_max={highest}: expected the first below the second, "
+            f"both from {-MAX_LOG_SNR:g} to {MAX_LOG_SNR:g}"
+        )
+
+
+def _check_model(model: NetworkOptions) -> None:
+    for key in ("channel_mult", "attention_resolutions"):
+        for number in getattr(model, key):
+            if not 0 < number < math.inf:
+                raise ConfigError(f"model.{key} holds {number}: expected numbers above 0")
+    if not model.channel_mult:
+        raise ConfigError("model.channel_mult is empty: expected a multiplier for each resolution")
+    upsample = model.num_heads_upsample if isinstance(model, UNetOptions) else None
+    for key, heads in (("num_heads_upsample", upsample), ("num_head_channels", model.num_head_channels)):
+        if heads is not None and heads < 1:
+            raise ConfigError(f"model.{key}={heads}: expected 1 or more, or null for none given")
 
 
 def _check_preview(recipe: DiffusionRecipe) -> None:
@@ -138,20 +185,30 @@ def _check_objective(recipe: DiffusionRecipe) -> None:
             f"objective.weighting={recipe.objective.weighting} weights the squared error, which objective.loss=kl has "
             "not: leave it out"
         )
-    if recipe.objective.min_snr_gamma <= 0 or recipe.objective.sigma_data <= 0:
-        raise ConfigError("objective.min_snr_gamma and objective.sigma_data: expected more than 0")
+    if loss == "simple" and variance in LEARNED_VARIANCES:
+        raise ConfigError(
+            f"objective.loss=simple trains no variance, diffusion.variance={variance} samples with it: use "
+            "objective.loss=hybrid, or diffusion.variance=fixed_small, fixed_large or fixed_mix"
+        )
+    for key in ("objective.min_snr_gamma", "objective.sigma_data"):
+        if not 0 < get(recipe, key) < math.inf:
+            raise ConfigError(f"{key}={get(recipe, key)}: expected a number above 0")
     if recipe.diffusion.schedule == "log_snr":
         _check_continuous(recipe)
 
 
 def _check_continuous(recipe: DiffusionRecipe) -> None:
     """What continuous time has not: timesteps, and with them their posterior."""
-    for key in ("objective.loss=simple", "diffusion.variance=fixed_small|fixed_large", "diffusion.prediction=eps|x0|v"):
-        name, _, allowed = key.partition("=")
-        if get(recipe, name) not in allowed.split("|"):
+    allowed = {
+        "objective.loss": ("simple",),
+        "diffusion.variance": ("fixed_small", "fixed_large", "fixed_mix"),
+        "diffusion.prediction": ("eps", "x0", "v"),
+    }
+    for key, values in allowed.items():
+        if get(recipe, key) not in values:
             raise ConfigError(
-                f"{name}={get(recipe, name)} needs timesteps, diffusion.schedule=log_snr has none: use "
-                f"{allowed.replace('|', ' or ')}"
+                f"{key}={get(recipe, key)} needs timesteps, diffusion.schedule=log_snr has none: use "
+                f"{' or '.join(values)}"
             )
     if recipe.objective.timesteps == "loss_aware":
         raise ConfigError("objective.timesteps=loss_aware needs timesteps, diffusion.schedule=log_snr has none")
@@ -160,7 +217,7 @@ def _check_continuous(recipe: DiffusionRecipe) -> None:
 def _check_super_resolution(recipe: SuperResolutionRecipe) -> None:
     small, large = recipe.model.low_res_size, recipe.data.image_size
     if not 1 <= small < large:
-        raise ConfigError(f"model.low_res_size={small}: expected less than data.image_size={large}")
+        raise ConfigError(f"model.low_res_size={small}: expected 1 to {large - 1}, less than data.image_size={large}")
     if recipe.preview.num_images:
         raise ConfigError("preview.num_images: a super-resolution model has no images of its own to start from, use 0")
 

@@ -39,6 +39,9 @@ def load_train(path: str, overrides: Sequence[str]) -> TrainRecipe:
     if not tasks or tasks[-1] not in TASKS:
         found = f"task={tasks[-1]}" if tasks else "no task"
         raise ConfigError(f"{path}: {found}; expected task: one of {', '.join(TASKS)}")
+    for _, layer in layers:
+        # The last one counts: a recipe may be based on another task's.
+        layer.pop("task", None)
     return _typed(TASKS[tasks[-1]], layers)
 
 

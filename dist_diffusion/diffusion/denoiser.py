@@ -13,6 +13,7 @@ from dist_diffusion.diffusion.gaussians import make_process, reverse_log_varianc
 from dist_diffusion.diffusion.levels import Level
 from dist_diffusion.diffusion.options import LEARNED_VARIANCES, DiffusionOptions
 from dist_diffusion.diffusion.parameterizations import Coefficients, eps_from, image_of, noise_of, x0_from
+from dist_diffusion.diffusion.schedules import time_scale
 
 
 class Prediction(NamedTuple):
@@ -59,10 +60,9 @@ def level_coefficients(options: DiffusionOptions) -> Callable[[Level], Coefficie
         return lambda level: Coefficients(level.alpha, level.sigma)
     process = make_process(options)
     tables = process.posterior_x0.tolist(), process.posterior_x_t.tolist()
-    timesteps = {time: t for t, time in enumerate(process.model_times.tolist())}
 
     def coefficients(level: Level) -> Coefficients:
-        t = timesteps[level.model_time]
+        t = round(level.model_time / time_scale(options))
         return Coefficients(level.alpha, level.sigma, tables[0][t], tables[1][t])
 
     return coefficients

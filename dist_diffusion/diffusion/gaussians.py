@@ -91,12 +91,14 @@ def reverse_log_variance(
     """A reverse step's log variance: a fixed one, or by the second half of the network's channels, `output`.
 
     With learned_range that is v in about [-1, 1], which interpolates between the two fixed ones
-    (arXiv 2102.09672, equation 15).
+    (arXiv 2102.09672, equation 15); with fixed_mix one number does (arXiv 2207.12598, Algorithm 2).
     """
     if options.variance == "fixed_small":
         return log_posterior_variance
     if options.variance == "fixed_large":
         return log_large_variance
+    if options.variance == "fixed_mix":
+        return options.variance_mix * log_beta + (1 - options.variance_mix) * log_posterior_variance
     assert output is not None, "a learned variance is an output of the network"
     if options.variance == "learned":
         return output

@@ -6,6 +6,7 @@ With the angle phi = a u + b that is alpha = cos phi and sigma = sin phi.
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +16,9 @@ from dist_diffusion.diffusion.parameterizations import Coefficients
 MODEL_TIMES = 1000.0
 """What the network is told at pure noise; 0 is a clean image. Our choice: phi over pi / 2, on the scale of the discrete
 timesteps that the sinusoidal embedding is made for."""
+
+
+Angle = TypeVar("Angle", float, torch.Tensor)
 
 
 @dataclass(frozen=True)
@@ -38,18 +42,17 @@ class LogSnrProcess:
         """phi of one u in [0, 1]."""
         return self.angle_min + u * (self.angle_max - self.angle_min)
 
+    def time(self, phi: Angle) -> Angle:
+        """What the network is told at an angle: bounded, and smooth in the log-SNR."""
+        return MODEL_TIMES * phi / (math.pi / 2)
+
     def levels(self, u: torch.Tensor, like: torch.Tensor) -> tuple[Coefficients, torch.Tensor]:
         """Coefficients that broadcast over `like` (N, ...), and what the network is told (N,), of u (N,) in float64."""
         phi = self.angle_min + u * (self.angle_max - self.angle_min)
         alpha, sigma = (part.float().view(-1, *[1] * (like.ndim - 1)) for part in (phi.cos(), phi.sin()))
-        return Coefficients(alpha, sigma), model_time(phi).float()
+        return Coefficients(alpha, sigma), self.time(phi).float()
 
 
 def make_log_snr_process(options: DiffusionOptions) -> LogSnrProcess:
     """The process of schedule log_snr."""
     return LogSnrProcess(options.log_snr_min, options.log_snr_max)
-
-
-def model_time(phi: torch.Tensor) -> torch.Tensor:
-    """What the network is told at an angle: bounded, and smooth in the log-SNR."""
-    return MODEL_TIMES * phi / (math.pi / 2)

@@ -24,9 +24,11 @@ class DiffusionOptions:
     """Of schedule log_snr."""
     prediction: Prediction = "eps"
     """What the network's output means: the noise, the image, the posterior's mean, or v = alpha eps - sigma x0."""
-    variance: Literal["learned_range", "learned", "fixed_small", "fixed_large"] = "learned_range"
-    """Of a reverse step: between the two fixed ones by the network's choice, the network's log variance itself, the
-    posterior's, or the forward step's."""
+    variance: Literal["learned_range", "learned", "fixed_small", "fixed_large", "fixed_mix"] = "learned_range"
+    """Of a reverse step: between the posterior's and the forward step's by the network's choice, the network's log
+    variance itself, the posterior's, the forward step's, or between these two by variance_mix."""
+    variance_mix: float = 0.3
+    """Of variance fixed_mix, in the logarithm: 0 is the posterior's, 1 the forward step's (v of arXiv 2207.12598)."""
 
 
 @dataclass(frozen=True)

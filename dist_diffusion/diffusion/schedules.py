@@ -6,7 +6,7 @@ from itertools import accumulate
 import torch
 
 from dist_diffusion.diffusion.levels import CLEAN, Level
-from dist_diffusion.diffusion.log_snr import MODEL_TIMES, make_log_snr_process
+from dist_diffusion.diffusion.log_snr import make_log_snr_process
 from dist_diffusion.diffusion.options import DiffusionOptions
 from dist_diffusion.errors import ConfigError
 
@@ -89,32 +89,42 @@ def _strided(count: int, num_timesteps: int) -> list[int]:
 def sampling_levels(options: DiffusionOptions, steps: str) -> list[Level]:
     """The path from the noisiest level down to the clean one, of a respaced process or in continuous time."""
     if options.schedule == "log_snr":
-        return _continuous_levels(options, _count(steps, steps))
+        return _continuous_levels(options, steps)
     kept = respace(steps, options.num_timesteps)
+    bars = alpha_bars(betas(options))[kept].tolist()
     times = [t * time_scale(options) for t in kept]
-    return path(alpha_bars(betas(options))[kept].tolist(), times)
+    return path([math.sqrt(bar) for bar in bars], [math.sqrt(1 - bar) for bar in bars], times)
 
 
-def _continuous_levels(options: DiffusionOptions, count: int) -> list[Level]:
-    """`count` levels evenly spaced in u, both ends included, and the clean one (arXiv 2207.12598, Algorithm 2)."""
-    process = make_log_snr_process(options)
-    angles = [process.angle(1.0 if count == 1 else k / (count - 1)) for k in range(count)]
-    return path([math.cos(phi) ** 2 for phi in angles], [MODEL_TIMES * phi / (math.pi / 2) for phi in angles])
+def _continuous_levels(options: DiffusionOptions, steps: str) -> list[Level]:
+    """Levels evenly spaced in u, both ends included, and the clean one (arXiv 2207.12598, Algorithm 2)."""
+    if not steps.isdecimal() or not int(steps):
+        raise ConfigError(f"steps={steps}: in continuous time (diffusion.schedule=log_snr) expected a count")
+    process, last = make_log_snr_process(options), int(steps) - 1
+    angles = [process.angle(k / last if last else 1.0) for k in range(last + 1)]
+    return path([math.cos(a) for a in angles], [math.sin(a) for a in angles], [process.time(a) for a in angles])
 
 
-def path(bars: list[float], times: list[float]) -> list[Level]:
-    """Levels of falling noise, the clean one last, from alpha_bar and model time by rising noise.
+def path(alphas: list[float], sigmas: list[float], times: list[float]) -> list[Level]:
+    """Levels of falling noise, the clean one last, from alpha, sigma and model time by rising noise.
 
     Each carries the variances of its reverse step (arXiv 2102.09672, equation 15). Where the posterior's would be 0, at
     the last step, it is the step before's, as in the released code; so is fixed_large's there.
     """
-    previous = [1.0, *bars[:-1]]
-    beta = [1 - bar / prev for bar, prev in zip(bars, previous, strict=True)]
-    posterior = [b * (1 - prev) / (1 - bar) for b, bar, prev in zip(beta, bars, previous, strict=True)]
+    cleaner = [(1.0, 0.0), *zip(alphas[:-1], sigmas[:-1], strict=True)]
+    beta = [_beta(alpha, sigma, *to) for alpha, sigma, to in zip(alphas, sigmas, cleaner, strict=True)]
+    posterior = [b * (to[1] / sigma) ** 2 for b, sigma, to in zip(beta, sigmas, cleaner, strict=True)]
     posterior[0] = posterior[1] if len(posterior) > 1 else beta[0]
     large = [posterior[0], *beta[1:]]
     levels = [
-        Level(math.sqrt(bar), math.sqrt(1 - bar), time, math.log(b), math.log(p), math.log(v))
-        for time, bar, b, p, v in zip(times, bars, beta, posterior, large, strict=True)
+        Level(alpha, sigma, time, math.log(b), math.log(p), math.log(v))
+        for alpha, sigma, time, b, p, v in zip(alphas, sigmas, times, beta, posterior, large, strict=True)
     ]
     return [*reversed(levels), CLEAN]
+
+
+def _beta(alpha: float, sigma: float, cleaner_alpha: float, cleaner_sigma: float) -> float:
+    """1 - (alpha / alpha')^2 of a step to a cleaner level (alpha', sigma'), without cancellation at either end."""
+    if alpha > sigma:
+        return (sigma**2 - cleaner_sigma**2) / cleaner_alpha**2
+    return 1 - (alpha / cleaner_alpha) ** 2

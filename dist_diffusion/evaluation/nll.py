@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dist_diffusion.config.load import to_dict
+from dist_diffusion.config.load import to_dict, to_yaml
 from dist_diffusion.config.schema import DiffusionRecipe, NllRecipe
 from dist_diffusion.diffusion.bits import Bits, bits_per_dimension
 from dist_diffusion.diffusion.denoiser import clipped, model_denoiser
@@ -18,7 +18,7 @@ from dist_diffusion.diffusion.levels import Level
 from dist_diffusion.diffusion.schedules import sampling_levels
 from dist_diffusion.distributed.agreement import gather, on_rank_zero, together
 from dist_diffusion.distributed.group import Group, set_deterministic
-from dist_diffusion.errors import ConfigError
+from dist_diffusion.errors import ConfigError, NonFiniteError
 from dist_diffusion.evaluation.images import ShardImages
 from dist_diffusion.observe.console import Console
 from dist_diffusion.observe.throughput import Throughput, human
@@ -28,7 +28,7 @@ from dist_diffusion.storage import files, publish
 from dist_diffusion.weights.load import LoadedModel, load_model
 from dist_diffusion.weights.resolve import find
 
-RESULT, TERMS = "nll.json", "terms.npz"
+RESULT, TERMS, CONFIG = "nll.json", "terms.npz", "config.yaml"
 NOISE = "nll_noise"
 SAY_EVERY_S = 10.0
 
@@ -63,10 +63,12 @@ def run_nll(recipe: NllRecipe, group: Group, console: Console) -> dict[str, Any]
     The result depends on ranks and batch_size only by rounding.
     """
     set_deterministic(True)
-    assert recipe.model is not None
-    model = recipe.model
+    assert recipe.model is not None and recipe.out is not None
+    model, out = recipe.model, recipe.out
     # Found once: a run may commit while its ranks look.
     export = on_rank_zero(group, lambda: find(model, recipe.ema))
+    # Before the long part: an `out` that cannot be written is found now.
+    on_rank_zero(group, lambda: publish.write_bytes(files.join(out, CONFIG), to_yaml(recipe).encode()))
     measurement = together(group, lambda: prepare(recipe, export, group.device))
     num = measurement.images.num_images
     console.say(f"{export}: {num} images of {measurement.images.path}, {len(measurement.levels) - 1} steps each")
@@ -126,7 +128,19 @@ def bits_of(measurement: Measurement, recipe: NllRecipe, pixels: np.ndarray, ind
         labels = torch.from_numpy(measurement.images.labels[indices]).to(device)
     denoiser = model_denoiser(module, options.diffusion)
     denoiser = clipped(denoiser) if recipe.clip_x0 else denoiser
-    return bits_per_dimension(denoiser, measurement.levels, x0, noise, labels)
+    bits = bits_per_dimension(denoiser, measurement.levels, x0, noise, labels)
+    check_finite(bits.total, indices, measurement.model.path)
+    return bits
+
+
+def check_finite(total: torch.Tensor, indices: Sequence[int], model: str) -> None:
+    """NonFiniteError names the images that have no likelihood."""
+    wrong = [index for index, finite in zip(indices, total.isfinite().tolist(), strict=True) if not finite]
+    if wrong:
+        raise NonFiniteError(
+            f"the bits per dimension of images {', '.join(map(str, wrong))} under {model} are not finite: its weights, "
+            "or its variances, are not"
+        )
 
 
 def part(number: int, bits: Bits) -> Part:

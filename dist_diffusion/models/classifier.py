@@ -64,6 +64,14 @@ class Classifier(nn.Module):
         return self.out(torch.cat(means, dim=1) if self.pools_every_block else h)
 
 
+class MeanPool(nn.Module):
+    """The average over positions. Without parameters, and deterministic on GPUs, which torch's own pool is not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to (N, C, 1, 1)."""
+        return x.mean(dim=(2, 3), keepdim=True)
+
+
 def build_pool(options: ClassifierOptions, encoder: Encoder, num_classes: int) -> nn.Sequential:
     """From the bottom's features, or the averages of every block, to logits."""
     channels = encoder.channels
@@ -73,7 +81,7 @@ def build_pool(options: ClassifierOptions, encoder: Encoder, num_classes: int) -
         return nn.Sequential(GroupNorm32(channels), nn.SiLU(), pool)
     if options.pool == "adaptive":
         head = zero(nn.Conv2d(channels, num_classes, 1))
-        return nn.Sequential(GroupNorm32(channels), nn.SiLU(), nn.AdaptiveAvgPool2d(1), head, nn.Flatten())
+        return nn.Sequential(GroupNorm32(channels), nn.SiLU(), MeanPool(), head, nn.Flatten())
     features = nn.Linear(sum(encoder.skip_channels) + channels, POOL_WIDTH)
     if options.pool == "spatial":
         return nn.Sequential(features, nn.ReLU(), nn.Linear(POOL_WIDTH, num_classes))

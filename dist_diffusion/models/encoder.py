@@ -83,7 +83,9 @@ def split_heads(channels: int, num_heads: int, num_head_channels: int | None) ->
             raise ConfigError(f"model.num_head_channels={num_head_channels} does not divide {channels} channels")
         return channels // num_head_channels
     if num_heads < 1 or channels % num_heads:
-        raise ConfigError(f"model.num_heads={num_heads} does not divide {channels} channels")
+        raise ConfigError(
+            f"{num_heads} attention heads (model.num_heads, num_heads_upsample) do not divide {channels} channels"
+        )
     return num_heads
 
 

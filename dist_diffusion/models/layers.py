@@ -144,11 +144,11 @@ def attend(qkv: torch.Tensor, num_heads: int, new_order: bool) -> torch.Tensor:
 
 
 def dot_product_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """softmax(q k^T / sqrt(D)) v over (N, heads, T, D), the softmax in float32."""
+    """softmax(q k^T / sqrt(D)) v over (N, heads, T, D), the softmax computed in float32."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= SHORT:
         # The CPU's fused kernel has a slow bf16 backward pass: at T <= 256 plain products take 0.1 to 0.6 of its time.
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        return logits.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
+        return logits.softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
 

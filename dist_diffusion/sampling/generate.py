@@ -1,12 +1,11 @@
 """From loaded models and settings to images. Knows no files and no ranks."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from dist_diffusion.config.schema import ClassifierRecipe, DiffusionRecipe
+from dist_diffusion.config.schema import DiffusionRecipe
 from dist_diffusion.diffusion import samplers
 from dist_diffusion.diffusion.denoiser import Denoiser, Model, clipped, model_denoiser
 from dist_diffusion.diffusion.guidance import (
@@ -16,24 +15,15 @@ from dist_diffusion.diffusion.guidance import (
     guided_by_model,
     score_shifted,
 )
-from dist_diffusion.diffusion.options import DiffusionOptions, GuidanceOptions, SamplerOptions
-from dist_diffusion.diffusion.schedules import sampling_levels, time_scale
-from dist_diffusion.errors import ConfigError
+from dist_diffusion.diffusion.options import GuidanceOptions, SamplerOptions
+from dist_diffusion.diffusion.schedules import sampling_levels
+from dist_diffusion.errors import NonFiniteError
 from dist_diffusion.models.options import UNetOptions
 from dist_diffusion.sampling import plan
-from dist_diffusion.sampling.low_res import LowRes, check_low_res, low_res_size
+from dist_diffusion.sampling.low_res import LowRes, check_low_res
+from dist_diffusion.sampling.models import Models, check_guidance, diffusion_recipe
 from dist_diffusion.sampling.noise import ImageNoise
 from dist_diffusion.weights.load import LoadedModel
-
-
-@dataclass(frozen=True)
-class Models:
-    """The networks of a job, as its guidance mode needs them."""
-
-    model: LoadedModel
-    classifier: LoadedModel | None = None
-    unconditional: LoadedModel | None = None
-
 
 Generate = Callable[[Sequence[int]], tuple[np.ndarray, np.ndarray | None]]
 """Image indices to uint8 NHWC images and int64 labels (None for an unconditional job)."""
@@ -73,6 +63,7 @@ def make_generator(
         else:
             guided = denoiser if gradient is None else score_shifted(denoiser, gradient)
             x = samplers.ddim(guided, levels, noise(), noise, labels, sampler.eta)
+        check_finite(x, indices)
         return to_uint8(x), chosen
 
     return generate
@@ -85,13 +76,6 @@ def job_labels(seed: int, indices: Sequence[int], num_classes: int, low_res: Low
     if not num_classes:
         return None
     return np.array([plan.label(seed, i, num_classes) for i in indices], dtype=np.int64)
-
-
-def diffusion_recipe(model: LoadedModel, key: str = "model") -> tuple[DiffusionRecipe, UNetOptions]:
-    """The recipe of a diffusion or super-resolution model; ConfigError where it is a classifier's."""
-    if not isinstance(model.recipe, DiffusionRecipe):
-        raise ConfigError(f"{key}={model.path} is a {model.recipe.task}; sampling needs a diffusion model")
-    return model.recipe, model.recipe.model
 
 
 def base_denoiser(
@@ -136,69 +120,15 @@ def label_classes(models: Models, options: UNetOptions) -> int:
     return models.classifier.recipe.model.num_classes or 0
 
 
-def check_guidance(models: Models, guidance: GuidanceOptions) -> None:
-    """ConfigError where the mode cannot work with these models."""
-    recipe, options = diffusion_recipe(models.model)
-    if guidance.mode in ("cfg", "both"):
-        check_unconditional(models, options)
-    if models.classifier is not None:
-        check_classifier(models.classifier, recipe)
-
-
-def check_unconditional(models: Models, options: UNetOptions) -> None:
-    """Classifier-free guidance needs labels and an unconditional estimate."""
-    if not options.num_classes:
-        raise ConfigError(f"guidance.mode: {models.model.path} is unconditional, classifier-free guidance needs labels")
-    if models.unconditional is None and not options.null_label:
-        raise ConfigError(
-            f"guidance.mode: {models.model.path} was trained without label dropout (objective.p_uncond=0): give "
-            "guidance.uncond_model, or use mode none or classifier"
+def check_finite(x: torch.Tensor, indices: Sequence[int]) -> None:
+    """NonFiniteError names the images that are no images."""
+    finite = x.isfinite().flatten(1).all(dim=1).tolist()
+    wrong = [index for index, is_finite in zip(indices, finite, strict=True) if not is_finite]
+    if wrong:
+        raise NonFiniteError(
+            f"images {', '.join(map(str, wrong))} are not finite: the weights are not, or the guidance drove them "
+            "there (lower its scale, or begin at a less noisy level, see docs/sampling.md)"
         )
-    if models.unconditional is not None:
-        ours, _ = diffusion_recipe(models.model)
-        theirs, other = diffusion_recipe(models.unconditional, "guidance.uncond_model")
-        if other.num_classes or sizes(other) != sizes(options):
-            raise ConfigError(
-                f"guidance.uncond_model={models.unconditional.path}: expected an unconditional model of "
-                f"{sizes(options)}; it has {other.num_classes} classes and {sizes(other)}"
-            )
-        check_process("guidance.uncond_model", models.unconditional.path, theirs.diffusion, ours.diffusion)
-
-
-def sizes(options: UNetOptions) -> str:
-    """What a model makes, and of what: two whose predictions are mixed must agree."""
-    smaller = low_res_size(options)
-    return f"{options.image_size} px" + (f" from {smaller} px" if smaller else "")
-
-
-def check_classifier(classifier: LoadedModel, recipe: DiffusionRecipe) -> None:
-    """The classifier must see what the model makes: the same size, classes and noise schedule."""
-    if not isinstance(classifier.recipe, ClassifierRecipe):
-        raise ConfigError(f"guidance.classifier={classifier.path} is a {classifier.recipe.task} model")
-    ours, theirs = recipe.model, classifier.recipe.model
-    pairs = [
-        ("image size", ours.image_size, theirs.image_size),
-        ("number of classes", ours.num_classes or theirs.num_classes, theirs.num_classes),
-    ]
-    for what, wanted, found in pairs:
-        if wanted != found:
-            raise ConfigError(f"guidance.classifier={classifier.path} has {what} {found}, the model has {wanted}")
-    check_process("guidance.classifier", classifier.path, classifier.recipe.diffusion, recipe.diffusion)
-
-
-def check_process(key: str, path: str, theirs: DiffusionOptions, ours: DiffusionOptions) -> None:
-    """Two networks that see the same x_t must know the same noise levels, and be told of them alike."""
-    found, wanted = noise_levels(theirs), noise_levels(ours)
-    if found != wanted:
-        raise ConfigError(f"{key}={path} was trained on the {found}, the model on the {wanted}")
-
-
-def noise_levels(options: DiffusionOptions) -> str:
-    """The noise levels of a process, and how its networks are told of them."""
-    if options.schedule == "log_snr":
-        return f"log_snr schedule from {options.log_snr_min} to {options.log_snr_max}"
-    levels = f"{options.schedule} schedule of {options.num_timesteps} timesteps"
-    return levels if time_scale(options) == 1 else f"{levels}, rescaled to 1000"
 
 
 def to_uint8(x: torch.Tensor) -> np.ndarray:

@@ -112,7 +112,7 @@ def create_job(recipe: SampleRecipe, sources: Sources, threads: int, device: str
     models = {}
     for role, (given, source) in sources.items():
         name = f"{role}.safetensors"
-        publish.write_bytes(files.join(recipe.out, name), files.read_bytes(source))
+        publish.copy(source, files.join(recipe.out, name))
         models[role] = {"given": given, "source": source, "file": name, "sha256": files.sha256(source)}
     job = Job(recipe.out, settings_of(recipe), models, threads, device, low_res)
     _write(job)

@@ -11,10 +11,11 @@ from dist_diffusion.distributed.group import Group, set_deterministic
 from dist_diffusion.observe.console import Console
 from dist_diffusion.observe.throughput import Throughput, human
 from dist_diffusion.sampling import npz
-from dist_diffusion.sampling.generate import Generate, Models, make_generator
+from dist_diffusion.sampling.generate import Generate, make_generator
 from dist_diffusion.sampling.job import Job, create_job, find_job, find_sources, model_notes, pin_low_res
 from dist_diffusion.sampling.low_res import LowRes, check_count, pinned_rows
 from dist_diffusion.sampling.merge import merge
+from dist_diffusion.sampling.models import Models
 from dist_diffusion.sampling.plan import OutputShard, batches, output_shards, share
 from dist_diffusion.weights.load import load_model
 

@@ -6,6 +6,7 @@ Local files are written beside their destination, synced and renamed; a remote o
 import json
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,8 @@ from typing import Any
 
 from dist_diffusion.errors import StorageError
 from dist_diffusion.storage import files
+
+COPY_BYTES = 1 << 24
 
 
 @contextmanager
@@ -41,6 +44,17 @@ def write_bytes(path: str, data: bytes) -> None:
     """Replaces the whole file atomically."""
     with atomic_file(path) as temporary, files.failures("write", path):
         _write(temporary, data)
+
+
+def copy(source: str, path: str) -> None:
+    """The same for the bytes of another path, without holding them in memory."""
+    with (
+        files.open_read(source) as stream,
+        atomic_file(path) as temporary,
+        files.failures("copy", source),
+        open(temporary, "wb") as copied,
+    ):
+        shutil.copyfileobj(stream, copied, COPY_BYTES)
 
 
 def write_json(path: str, obj: Any) -> None:

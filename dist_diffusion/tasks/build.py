@@ -16,5 +16,5 @@ def build(recipe: TrainRecipe, device: torch.device) -> Task:
     if isinstance(recipe, ClassifierRecipe):
         return ClassifierTask(recipe, process)
     if isinstance(recipe, SuperResolutionRecipe):
-        return SuperResolutionTask(recipe, process, device)
-    return DiffusionTask(recipe, process, device)
+        return SuperResolutionTask(recipe, process)
+    return DiffusionTask(recipe, process)

@@ -16,14 +16,14 @@ from dist_diffusion.tasks.task import Forward, TaskBatch, TaskLoss, to_unit_rang
 class DiffusionTask:
     """Predict the noise, or what stands for it, and where it is learned the reverse step's variance."""
 
-    def __init__(self, recipe: DiffusionRecipe, process: AnyProcess, device: torch.device) -> None:
+    def __init__(self, recipe: DiffusionRecipe, process: AnyProcess) -> None:
         model, objective = recipe.model, recipe.objective
         assert model.image_size is not None and model.num_classes is not None
         self.process, self.options, self.objective = process, recipe.diffusion, objective
         self.num_classes = model.num_classes
         self.history: LossHistory | None = None
         if objective.timesteps == "loss_aware":
-            self.history = LossHistory.empty(recipe.diffusion.num_timesteps, device)
+            self.history = LossHistory.empty(recipe.diffusion.num_timesteps)
         stratified = objective.timesteps == "stratified"
         shape = (model.in_channels, model.image_size, model.image_size)
         self.draws: tuple[Draw, ...] = (

@@ -46,6 +46,7 @@ def noised(
     if history is None:
         t = uniform_timesteps(u, process.num_timesteps)
     else:
-        t, weight = history.draw(u)
+        # On the CPU: a cumulative sum on a GPU has no deterministic kernel, and t decides what is learned.
+        t, weight = (drawn.to(x0.device) for drawn in history.draw(u.cpu()))
     level, time = process.levels(t, x0)
     return Noised(q_sample(x0, noise, level), level, time, t, weight)

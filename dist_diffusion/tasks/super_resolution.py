@@ -12,8 +12,8 @@ from dist_diffusion.tasks.task import Forward
 class SuperResolutionTask(DiffusionTask):
     """A diffusion task whose network is also given the clean image at model.low_res_size."""
 
-    def __init__(self, recipe: SuperResolutionRecipe, process: AnyProcess, device: torch.device) -> None:
-        super().__init__(recipe, process, device)
+    def __init__(self, recipe: SuperResolutionRecipe, process: AnyProcess) -> None:
+        super().__init__(recipe, process)
         self.low_res_size = recipe.model.low_res_size
 
     def predict(self, forward: Forward, made: Noised, x0: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:

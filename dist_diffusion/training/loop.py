@@ -99,7 +99,7 @@ def train_step(run: Run, batch: Batch) -> tuple[StepResult, dict[str, torch.Tens
 def update_history(history: LossHistory, group: Group, seen: list[tuple[torch.Tensor, torch.Tensor]]) -> LossHistory:
     """The history with all ranks' losses of this step, in order of their positions: alike in every rank."""
     mine = tuple(torch.cat(parts).cpu() for parts in zip(*seen, strict=True))
-    t, losses = (torch.cat(parts).to(group.device) for parts in zip(*gather(group, mine), strict=True))
+    t, losses = (torch.cat(parts) for parts in zip(*gather(group, mine), strict=True))
     return history.updated(t, losses)
 
 
@@ -174,7 +174,7 @@ def show_preview(run: Run, step: int) -> None:
     export = os.path.join(run.checkpointer.folder_of(step), export_name(average))
     try:
         image = preview(recipe, export, run.group)
-    except (CheckpointError, StorageError) as error:
+    except (CheckpointError, NonFiniteError, StorageError) as error:
         run.console.say(f"no preview of step {step}: {error}")
         return
     if run.group.rank == 0:

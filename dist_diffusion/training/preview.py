@@ -7,7 +7,8 @@ from dist_diffusion.diffusion.options import GuidanceOptions
 from dist_diffusion.distributed.agreement import gather, together
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.observe.grids import grid
-from dist_diffusion.sampling.generate import Models, make_generator
+from dist_diffusion.sampling.generate import make_generator
+from dist_diffusion.sampling.models import Models
 from dist_diffusion.weights.load import load_model
 
 

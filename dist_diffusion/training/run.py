@@ -1,14 +1,12 @@
 """A training command from recipe to verdict: assemble, run, and say how it ended."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from dist_diffusion import draws
-from dist_diffusion.config.load import from_dict, to_yaml
-from dist_diffusion.config.protected import changes, refuse_protected
+from dist_diffusion.config.load import to_yaml
 from dist_diffusion.config.schema import TrainRecipe
 from dist_diffusion.diffusion.timesteps import LossHistory
 from dist_diffusion.distributed import group as groups
@@ -16,12 +14,9 @@ from dist_diffusion.distributed.agreement import broadcast, on_rank_zero
 from dist_diffusion.distributed.environment import Topology
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.distributed.signals import StopFlag
-from dist_diffusion.engine.checkpoint import Checkpointer
 from dist_diffusion.engine.engine import TrainingEngine
 from dist_diffusion.errors import (
     DONE,
-    CheckpointError,
-    ConfigError,
     alike,
 )
 from dist_diffusion.models.build import build as build_model
@@ -30,13 +25,12 @@ from dist_diffusion.runs import lease as leases
 from dist_diffusion.runs import verdict as verdicts
 from dist_diffusion.runs.layout import RunDir
 from dist_diffusion.storage import committed, publish
-from dist_diffusion.storage.committed import Committed
 from dist_diffusion.tasks.build import build as build_task
-from dist_diffusion.training.initial import Initial, read_initial
 from dist_diffusion.training.loop import Run, run_loop
 from dist_diffusion.training.observer import Observer
 from dist_diffusion.training.place import Place, environment, record, reported
 from dist_diffusion.training.prepare import Prepared, make_loader, prepare
+from dist_diffusion.training.start import Start, find_start
 
 
 def train(recipe: TrainRecipe, topology: Topology, env: Mapping[str, str]) -> None:
@@ -86,44 +80,6 @@ def take_lease(group: Group, run_dir: RunDir, env: Mapping[str, str]) -> leases.
     return held[0] if held else None
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins: at a commit, or at step 0."""
-
-    checkpointer: Checkpointer
-    commit: Committed | None
-    damaged: list[Committed]
-    """Newer ones that cannot be used."""
-    initial: Initial | None
-    """The weights of init_from, of a run without a commit."""
-
-    @property
-    def step(self) -> int:
-        """Completed steps."""
-        return 0 if self.commit is None else int(self.commit.marker["step"])
-
-
-def find_start(prepared: Prepared, place: Place, lease: leases.Lease | None) -> Start:
-    """The newest commit, if it is of this run. Before anything is written: a refused start leaves the run as it was."""
-    group, console = place.group, place.console
-    attempt = broadcast(group, committed.new_attempt())
-    checkpointer = Checkpointer(
-        place.run_dir.checkpoints,
-        prepared.recipe,
-        group,
-        attempt,
-        console.say,
-        may_write=lambda: lease is not None and lease.holds(),
-    )
-    commit, damaged = checkpointer.newest()
-    initial = None
-    if commit is not None:
-        check_same_run(prepared, commit, console)
-    elif prepared.recipe.init_from is not None:
-        initial = read_initial(prepared.recipe, prepared.manifest.classes, group)
-    return Start(checkpointer, commit, damaged, initial)
-
-
 def begin(prepared: Prepared, place: Place, threads: int, start: Start) -> None:
     """Says what is about to run; rank 0 writes recipe and environment, and removes what was never committed."""
     recipe, console = prepared.recipe, place.console
@@ -166,7 +122,7 @@ def assemble(prepared: Prepared, place: Place, stop: StopFlag, lease: leases.Lea
         start.checkpointer.restore(engine, start.commit)
         kept = start.commit.marker["extra"]
         if task.history is not None:
-            task.history = LossHistory.from_json(start.commit.marker["task"], group.device)
+            task.history = LossHistory.from_json(start.commit.marker["task"])
         console.say(f"resuming at step {step} from {start.commit.path}")
     observer = Observer(place.run_dir, recipe, group, console, step, kept.get("skipped_steps", 0))
     return Run(
@@ -185,23 +141,3 @@ def assemble(prepared: Prepared, place: Place, stop: StopFlag, lease: leases.Lea
         saved_step=-1 if start.commit is None else step,
         commits=kept.get("commits", 0),
     )
-
-
-def check_same_run(prepared: Prepared, commit: Committed, console: Console) -> None:
-    """Refuses a commit of other data or another recipe; harmless differences are said aloud."""
-    recipe, marker = prepared.recipe, commit.marker
-    before, now = marker["extra"]["manifest"], prepared.manifest.checksum
-    with alike():
-        if before != now:
-            raise CheckpointError(
-                f"{commit.path} was trained on a manifest with checksum {before[:12]}, data.shards="
-                f"{recipe.data.shards} has {now[:12]}: give the data it was made with, or another run_dir"
-            )
-        changed = changes(from_dict(marker["recipe"], commit.path), recipe)
-        refuse_protected(changed, commit.path)
-        if marker["step"] > recipe.train.steps:
-            raise ConfigError(
-                f"train.steps={recipe.train.steps}, but {commit.path} has done {marker['step']} steps already"
-            )
-    for change in changed:
-        console.say(f"changed since the commit: {change}")

@@ -1,6 +1,7 @@
 """Weights as safetensors with the whole resolved recipe inside. Nothing here can run code of the file's."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dist_diffusion.config import load as config_load
 from dist_diffusion.config.schema import TrainRecipe
 from dist_diffusion.errors import CheckpointError, ConfigError, StorageError
 from dist_diffusion.storage import files, publish
+from dist_diffusion.weights.foreign import PICKLE, ZIP
 
 FORMAT = 1
 
@@ -62,11 +64,22 @@ def _opened(path: str) -> Iterator[Any]:
         with safe_open(path, framework="pt") as stream:
             yield stream
     except SafetensorError as error:
+        with files.open_read(path) as opened:
+            of_torch = opened.read(len(ZIP)).startswith((ZIP, PICKLE))
+        if of_torch:
+            raise CheckpointError(f"{path} is a file of torch.save, not an export: {_import_it(path)}") from error
         raise CheckpointError(f"{path} is not a safetensors file ({error}): restore it or export it again") from error
+
+
+def _import_it(path: str) -> str:
+    tool = "python tools/import_guided_diffusion.py"
+    return f"import it first: {tool} {shlex.quote(path)} --preset NAME OUT.safetensors"
 
 
 def _parsed(stream: Any, path: str) -> tuple[TrainRecipe, dict[str, Any]]:
     header = stream.metadata() or {}
+    if "recipe" not in header:
+        raise CheckpointError(f"{path} holds tensors without the recipe of an export: {_import_it(path)}")
     if header.get("format") != str(FORMAT):
         raise CheckpointError(
             f"{path} is no export of this version (format {header.get('format')}, expected {FORMAT}): export it again"

@@ -1,39 +1,34 @@
 """Checkpoints of guided-diffusion: theirs as exports of ours, and ours as state dicts that their code loads."""
 
 import os
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterable
 
 import torch
 
-from dist_diffusion.config.checks import get
 from dist_diffusion.config.load import load_train
 from dist_diffusion.config.resolve import resolve
-from dist_diffusion.config.schema import ClassifierRecipe, SuperResolutionRecipe, TrainRecipe
+from dist_diffusion.config.schema import ClassifierRecipe, TrainRecipe
 from dist_diffusion.errors import CheckpointError, ConfigError
-from dist_diffusion.models.options import UNetOptions
 from dist_diffusion.storage import files, publish
 from dist_diffusion.weights import files as weight_files
+from dist_diffusion.weights.flags import flags, unsupported
 from dist_diffusion.weights.foreign import read_state_dict
 from dist_diffusion.weights.load import load_model
-from dist_diffusion.weights.shapes import Shapes, compare, network_shapes, shapes_of
+from dist_diffusion.weights.shapes import (
+    Shapes,
+    common_prefix,
+    compare,
+    nearest,
+    network_shapes,
+    num_known,
+    printable,
+    shapes_of,
+)
 
 RECIPE_SUFFIX = ".yaml"
 THEIR_CLASSES = 1000
 """Written into guided-diffusion's script_util.py."""
-THEIR_CHANNEL_MULT: dict[int | None, tuple[float, ...]] = {
-    512: (0.5, 1, 1, 2, 2, 4, 4),
-    256: (1, 1, 2, 2, 4, 4),
-    128: (1, 1, 2, 3, 4),
-    64: (1, 2, 3, 4),
-}
-"""What guided-diffusion takes for an image size where its --channel_mult, which knows integers alone, is not given."""
-THEIR_UPSAMPLER_MULT: dict[int | None, tuple[float, ...]] = {
-    512: (1, 1, 2, 2, 4, 4),
-    256: (1, 1, 2, 2, 4, 4),
-    64: (1, 2, 3, 4),
-}
-THEIR_HEAD_CHANNELS = 64
-"""Of a classifier."""
 
 Say = Callable[[str], None]
 
@@ -46,12 +41,11 @@ def import_checkpoint(source: str, preset: str, presets: str, out: str, say: Say
     recipe = recipe_of(preset, presets)
     needed = network_shapes(recipe.model)
     found = read_state_dict(source)
-    mismatch = compare(needed, shapes_of(found))
-    if mismatch:
+    if compare(needed, shapes_of(found)):
         raise CheckpointError(
-            f"{source} is no checkpoint of {preset}; {nearest(shapes_of(found), presets)}: {mismatch}"
+            f"{source} is no checkpoint of {preset}; {_how_it_differs(source, shapes_of(found), preset, presets)}"
         )
-    tensors = {name: found[name].float().contiguous() for name in needed}
+    tensors = _converted(source, found, needed)
     digest = files.sha256(source)
     info = {"source": os.path.basename(source), "sha256": digest, "preset": preset}
     weight_files.save(out, tensors, recipe, info)
@@ -75,6 +69,7 @@ def export_checkpoint(source: str, average: str | None, out: str, say: Say) -> N
     with publish.atomic_file(out) as temporary, files.failures("write", out), open(temporary, "wb") as stream:
         torch.save(tensors, stream)
     say(f"{out}: a state_dict of {len(tensors)} tensors, {_count(tensors):,} parameters in fp32; from {loaded.path}")
+    say(f"its flags in guided-diffusion: {flags(loaded.recipe)}")
     classes = loaded.recipe.model.num_classes
     if classes not in (0, THEIR_CLASSES):
         say(f"guided-diffusion builds {THEIR_CLASSES} classes, this model has {classes}: change its script_util.py")
@@ -101,38 +96,46 @@ def preset_names(presets: str) -> list[str]:
     return [name.removesuffix(RECIPE_SUFFIX) for name in names if name.endswith(RECIPE_SUFFIX)]
 
 
-def nearest(found: Shapes, presets: str) -> str:
-    """What to say of the presets that differ least from a file's tensors."""
-    counts = {
-        name: len(compare(network_shapes(recipe_of(name, presets).model), found)) for name in preset_names(presets)
-    }
-    fewest = min(counts.values())
-    names = " or ".join(name for name, count in counts.items() if count == fewest)
-    return f"it fits {names}" if fewest == 0 else f"the nearest preset is {names} ({fewest} mismatches)"
+def _how_it_differs(source: str, found: Shapes, preset: str, presets: str) -> str:
+    """The nearest preset, and every tensor in which the file differs from the given one."""
+    names = dict.fromkeys([*preset_names(presets), preset])
+    known = {name: network_shapes(recipe_of(name, presets).model) for name in names}
+    advice, prefix = "", common_prefix(found)
+    bare = {name.removeprefix(prefix): shape for name, shape in found.items()}
+    if num_known(bare, known) > num_known(found, known):
+        advice = (
+            f"every name begins with {printable(prefix)}: strip it, then import that file\n"
+            f"  {_strip_command(source, len(prefix))}\nwithout it, "
+        )
+        found = bare
+    mismatch = compare(known[preset], found)
+    return advice + nearest(found, known) + (f":\n{mismatch}" if mismatch else "")
 
 
-def unsupported(recipe: TrainRecipe) -> list[str]:
-    """What of a model guided-diffusion's scripts cannot be told, as key=value."""
-    model, process = recipe.model, recipe.diffusion
-    runs = {"diffusion.schedule": process.schedule != "log_snr", "model.channel_mult": _has_their_mult(recipe)}
-    if isinstance(model, UNetOptions):
-        runs["diffusion.prediction"] = process.prediction in ("eps", "x0")
-        runs["diffusion.variance"] = process.variance in ("learned_range", "fixed_large")
-        runs["model.null_label"] = not model.null_label
-    else:
-        runs["model.num_head_channels"] = model.num_head_channels == THEIR_HEAD_CHANNELS
-    if isinstance(recipe, ClassifierRecipe | SuperResolutionRecipe):
-        runs["model.new_attention_order"] = not model.new_attention_order
-    return [f"{key}={get(recipe, key)}" for key, can in runs.items() if not can]
+def _strip_command(source: str, length: int) -> str:
+    code = (
+        "import sys, torch; from dist_diffusion.weights.foreign import read_state_dict as read; "
+        f"torch.save({{name[{length}:]: tensor for name, tensor in read(sys.argv[1]).items()}}, sys.argv[2])"
+    )
+    return " ".join(map(shlex.quote, ("python", "-c", code, source, "state_dict.pt")))
 
 
-def _has_their_mult(recipe: TrainRecipe) -> bool:
-    size, mult = recipe.model.image_size, tuple(recipe.model.channel_mult)
-    if isinstance(recipe, SuperResolutionRecipe):
-        return THEIR_UPSAMPLER_MULT.get(size) == mult
-    if isinstance(recipe, ClassifierRecipe):
-        return THEIR_CHANNEL_MULT.get(size) == mult
-    return THEIR_CHANNEL_MULT.get(size) == mult or all(float(m).is_integer() for m in mult)
+def _converted(source: str, found: dict[str, torch.Tensor], names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """In fp32, each with memory of its own, as safetensors has it. CheckpointError names what is not finite there."""
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name in names:
+        tensor = found[name].float().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    wrong = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if wrong:
+        raise CheckpointError(
+            f"{source} has values that are not finite numbers in fp32, in {', '.join(wrong)}: its training "
+            "diverged, or it is damaged; take an earlier checkpoint"
+        )
+    return tensors
 
 
 def _count(tensors: dict[str, torch.Tensor]) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from golden_checks import cases
 from golden_checks.folder import Folder
-from golden_checks.report import Row, measured
+from golden_checks.report import Row, distance, measured, relative
 from support import ROOT
 
 from dist_diffusion.errors import DataError
@@ -45,6 +45,13 @@ def some(tmp_path: Path) -> Some:
         return tmp_path
 
     return copy
+
+
+def rewrite_meta(folder: Path, update: Callable[[dict], None]) -> None:
+    """Writes meta.json anew, after a change."""
+    content = json.loads((folder / "meta.json").read_text())
+    update(content)
+    (folder / "meta.json").write_text(json.dumps(content))
 
 
 def change(folder: Path, stem: str, **arrays: np.ndarray) -> None:
@@ -82,6 +89,7 @@ def test_every_number_of_the_folder_is_within_tolerance() -> None:
         ("nll", "cosine_ls1_total_bpd", 1e-3),
         ("classifier_spatial", "grad", 1e-3),
         ("superres", "out", 2e-4),
+        ("metrics", "logits", 20.0),
     ],
 )
 def test_a_changed_number_is_found_and_named(some: Some, stem: str, key: str, by: float) -> None:
@@ -162,6 +170,68 @@ def test_a_nan_is_no_pass_and_a_crash_no_end() -> None:
     assert measured("a", 1.0, lambda: float("nan")).verdict == "FAIL"
     failed = measured("b", 1.0, lambda: 1 // 0)
     assert failed.verdict == "FAIL" and "ZeroDivisionError" in str(failed)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        ("meta.json", [1], "meta.json must"),
+        ("meta.json", {"nets": None}, "nets must"),
+        ("meta.json", {"nets": [1]}, "nets must"),
+        ("meta.json", {"nets": {"superres": None}}, "nets, superres must"),
+        ("metrics.json", [1], "metrics.json must"),
+    ],
+)
+def test_json_of_another_shape_is_refused_by_name(tmp_path: Path, file: str, content: object, named: str) -> None:
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(DataError, match=named):
+        Folder(tmp_path)
+
+
+def test_meta_without_networks_is_a_folder(some: Some) -> None:
+    folder = some("nll.npz", "meta.json")
+    rewrite_meta(folder, lambda meta: meta.pop("nets"))
+    assert not verdicts(folder)
+
+
+def test_images_of_another_shape_stop_no_other_case(some: Some) -> None:
+    folder = some("losses.npz", "schedules.npz", "meta.json")
+    change(folder, "losses", x_start=np.zeros(4, np.float32))
+    wrong = verdicts(folder)
+    assert "FAIL" in wrong.values() and all(name.startswith("losses ") for name in wrong)
+    assert rows(folder)["schedules linear_50_betas"].verdict == "pass"
+
+
+def test_other_files_and_folders_are_said_and_notes_are_not(some: Some) -> None:
+    folder = some("schedules.npz")
+    for name in ("nll.NPZ", "more.txt"):
+        shutil.copy(DATA / "nll.npz", folder / name)
+    for name in ("more", "nll.npz"):
+        (folder / name).mkdir()
+    shutil.copy(DATA / "nll.npz", folder / "more")
+    (folder / "README.md").write_text("notes")
+    assert verdicts(folder) == dict.fromkeys(["nll.NPZ", "more.txt", "more", "nll.npz"], "not run")
+
+
+def test_a_network_that_says_it_is_unconditional_is_so_whatever_its_classes(some: Some) -> None:
+    folder = some("unet_plain_conv_updown.npz", "meta.json")
+    rewrite_meta(folder, lambda meta: meta["nets"]["unet_plain_conv_updown"]["options"].update(num_classes=1000))
+    assert not verdicts(folder)
+
+
+def test_infinities_are_equal_to_themselves_alone() -> None:
+    infinite, finite = np.array([1.0, np.inf]), np.array([1.0, 2.0])
+    assert distance(infinite, infinite) == relative(infinite, infinite) == 0
+    for ours, reference in [(infinite, finite), (finite, infinite), (infinite, -infinite), (infinite * np.nan,) * 2]:
+        assert not distance(ours, reference) <= 1e300 and not relative(ours, reference) <= 1e300
+
+
+def test_a_table_that_ends_without_signal_passes(tmp_path: Path) -> None:
+    alpha_bar = np.cumprod(1 - np.linspace(0.005, 1.0, 20))
+    assert alpha_bar[-1] == 0
+    with np.errstate(divide="ignore"):
+        np.savez(tmp_path / "schedules.npz", linear_20_sqrt_recip_alphas_cumprod=np.sqrt(1 / alpha_bar))
+    assert not verdicts(tmp_path)
 
 
 def test_a_folder_without_values_is_refused(tmp_path: Path) -> None:

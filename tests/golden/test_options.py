@@ -23,6 +23,26 @@ def test_one_network_written_in_many_ways(written: dict) -> None:
         assert network_options("unet", {**SMALL, "channel_mult": multipliers, **written}, None) == expected
 
 
+def test_one_attention_resolution_may_be_a_number() -> None:
+    written = [network_options("unet", {**SMALL, "attention_resolutions": value}, None) for value in (16, "16", [16])]
+    assert written[0] == written[1] == written[2] and written[0].attention_resolutions == (16,)
+
+
+def test_the_script_s_classifier_has_the_script_s_defaults() -> None:
+    """guided-diffusion's create_classifier gives every head 64 channels."""
+    by_script = network_options("classifier", {"classifier_use_fp16": False}, None)
+    assert by_script == ClassifierOptions(image_size=64, num_classes=1000)
+    flags = {"classifier_width": 64, "classifier_depth": 1, "classifier_attention_resolutions": "16"}
+    named = {"classifier_pool": "spatial", "classifier_resblock_updown": False}
+    made = network_options("classifier", {"image_size": 64, **flags, **named}, None)
+    assert isinstance(made, ClassifierOptions)
+    assert (made.channels, made.num_res_blocks, made.attention_resolutions) == (64, 1, (16,))
+    assert (made.num_head_channels, made.pool, made.resblock_updown) == (64, "spatial", False)
+    by_class = network_options("classifier", {"image_size": 64}, None)
+    assert isinstance(by_class, ClassifierOptions)
+    assert (by_class.num_head_channels, by_class.pool, by_class.resblock_updown) == (None, "adaptive", False)
+
+
 def test_channels_follow_the_image_size_where_none_are_given() -> None:
     def multipliers(kind: str, size: int) -> tuple[float, ...]:
         return network_options(kind, {"image_size": size, "channel_mult": ""}, None).channel_mult
@@ -42,7 +62,12 @@ def test_classes_are_named_or_the_label_rows_or_1000() -> None:
     assert classes({"class_cond": True}) == 1000
     assert classes({"class_cond": True}, rows=7) == 7
     assert classes({"class_cond": True, "num_classes": 5}, rows=7) == 5
+    assert classes({"class_cond": True, "num_classes": None}, rows=7) == 7
+    assert classes({"class_cond": True, "num_classes": None}) == 1000
+    assert classes({"class_cond": False, "num_classes": 1000}) == 0
+    assert classes({"num_classes": 5}) == 5
     assert classes({}, kind="superres") == 1000
+    assert classes({"class_cond": False}, rows=7, kind="superres") == 0
     assert classes({"num_classes": None}, kind="superres") == 0
     assert classes({"out_channels": 12}, kind="classifier") == 12
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.setting import BATCH, IMAGE_SIZE, OPTIONS, task_batch
+from benchmarks.setting import BATCH, IMAGE_SIZE, task_batch
 from dist_diffusion.errors import ConfigError
+from dist_diffusion.models.options import UNetOptions
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -23,19 +24,20 @@ with warnings.catch_warnings():
         ) from error
 
 
-def network(state: dict[str, torch.Tensor]) -> nn.Module:
-    """The measured network, built by the peer."""
+def network(options: UNetOptions, state: dict[str, torch.Tensor]) -> nn.Module:
+    """A measured network, built by the peer."""
     made = script_util.create_model(
         image_size=IMAGE_SIZE,
-        num_channels=OPTIONS.channels,
-        num_res_blocks=OPTIONS.num_res_blocks,
-        channel_mult=",".join(str(int(multiplier)) for multiplier in OPTIONS.channel_mult),
+        num_channels=options.channels,
+        num_res_blocks=options.num_res_blocks,
+        channel_mult=",".join(str(int(multiplier)) for multiplier in options.channel_mult),
         learn_sigma=True,
         class_cond=True,
-        attention_resolutions=",".join(map(str, OPTIONS.attention_resolutions)),
-        num_heads=OPTIONS.num_heads,
-        use_scale_shift_norm=OPTIONS.scale_shift_norm,
-        resblock_updown=OPTIONS.resblock_updown,
+        attention_resolutions=",".join(map(str, options.attention_resolutions)),
+        num_heads=options.num_heads,
+        num_head_channels=options.num_head_channels or -1,
+        use_scale_shift_norm=options.scale_shift_norm,
+        resblock_updown=options.resblock_updown,
     )
     made.load_state_dict(state)
     return made
@@ -46,12 +48,13 @@ def diffusion() -> Any:
     return script_util.create_gaussian_diffusion(steps=1000, learn_sigma=True, noise_schedule="linear")
 
 
-def training_step(state: dict[str, torch.Tensor]) -> Callable[[], None]:
+def training_step(options: UNetOptions, state: dict[str, torch.Tensor]) -> Callable[[], None]:
     """A step of the peer's own TrainLoop, in fp32."""
-    logger.configure(dir=tempfile.mkdtemp(prefix="bench-peer-"), format_strs=[])
+    with tempfile.TemporaryDirectory(prefix="bench-peer-") as folder:  # it must have one, and writes nothing to it
+        logger.configure(dir=folder, format_strs=[])
     process = diffusion()
     loop = train_util.TrainLoop(
-        model=network(state).train(),
+        model=network(options, state).train(),
         diffusion=process,
         data=None,
         batch_size=BATCH,

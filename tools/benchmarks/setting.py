@@ -1,4 +1,4 @@
-"""What is measured: one network, its weights and data, and our training step on them."""
+"""What is measured: two networks, their weights and data, and our training step on them."""
 
 import math
 import os
@@ -22,16 +22,26 @@ from dist_diffusion.tasks.build import build as build_task
 from dist_diffusion.tasks.task import TaskBatch
 
 IMAGE_SIZE, BATCH, NUM_CLASSES = 32, 16, 1000
-OPTIONS = UNetOptions(channels=96, channel_mult=(1, 2, 2), attention_resolutions=(32, 16, 8))
-"""18 M parameters; attention at the sizes of the paper's models, four heads as both codes have by default."""
+WITH_FULL_RESOLUTION = UNetOptions(channels=96, channel_mult=(1, 2, 2), attention_resolutions=(32, 16, 8))
+"""18 M parameters; attention_resolutions as in the released flags, which at 32 pixels includes full resolution."""
+BELOW_FULL_RESOLUTION = UNetOptions(
+    channels=64, channel_mult=(1, 2, 4), attention_resolutions=(16, 8), num_head_channels=32
+)
+"""18 M parameters too; no attention at full resolution, as in the paper's models: most of the work is convolutions."""
+NETWORKS = (WITH_FULL_RESOLUTION, BELOW_FULL_RESOLUTION)
 TIMEOUT_S = 600.0
 
 
-def recipe_of(precision: Literal["fp32", "autocast"], recompute: bool = False) -> DiffusionRecipe:
+def title(options: UNetOptions) -> str:
+    """What tells a network from the other."""
+    return f"attention at {', '.join(map(str, options.attention_resolutions))} px"
+
+
+def recipe_of(options: UNetOptions, precision: Literal["fp32", "autocast"], recompute: bool = False) -> DiffusionRecipe:
     """The recipe of the measured training step, without dropout."""
     recipe = DiffusionRecipe(
         data=DataOptions(image_size=IMAGE_SIZE),
-        model=OPTIONS,
+        model=options,
         train=TrainOptions(global_batch=BATCH),
         ema=EmaOptions(decays=(0.9999,)),
         engine=EngineOptions(precision=precision, recompute=recompute),
@@ -41,19 +51,25 @@ def recipe_of(precision: Literal["fp32", "autocast"], recompute: bool = False) -
     return resolved
 
 
-def random_weights(like: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights of a sensible scale: as networks are made, they put out zeros."""
+def our_empty_network(options: UNetOptions) -> nn.Module:
+    """The network without memory: names and shapes."""
+    with torch.device("meta"):
+        return build(recipe_of(options, "fp32").model)
+
+
+def random_weights(options: UNetOptions) -> dict[str, torch.Tensor]:
+    """Weights of a sensible scale, the same in all of a network's copies: as networks are made, they put out zeros."""
     generator = torch.Generator().manual_seed(0)
-    shapes = {name: tensor.shape for name, tensor in like.state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in our_empty_network(options).state_dict().items()}
     return {
         name: torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
         for name, shape in shapes.items()
     }
 
 
-def our_network(state: dict[str, torch.Tensor]) -> nn.Module:
+def our_network(options: UNetOptions, state: dict[str, torch.Tensor]) -> nn.Module:
     """The network with these weights."""
-    network = build(recipe_of("fp32").model)
+    network = build(recipe_of(options, "fp32").model)
     network.load_state_dict(state)
     return network
 

@@ -73,11 +73,12 @@ def compared(name: str, batch: int, ours: list[float], peer: list[float]) -> Row
 
 def table(rows: list[Row]) -> str:
     """A line a row: medians and, in brackets, slowest and fastest."""
-    lines = [f"{'':56}{'ours':>22}{'peer':>22}  unit   ratio"]
+    width = max(len(row.name) for row in rows)
+    lines = [f"{'':{width}}{'ours':>22}{'peer':>22}  unit   ratio"]
     for row in rows:
         mine, theirs = (
             f"{median:.2f} [{low:.1f}, {high:.1f}]"
             for median, (low, high) in ((row.ours, row.ours_spread), (row.peer, row.peer_spread))
         )
-        lines.append(f"{row.name:56}{mine:>22}{theirs:>22}  {row.unit}  {row.ratio:.2f}")
+        lines.append(f"{row.name:{width}}{mine:>22}{theirs:>22}  {row.unit}  {row.ratio:.2f}")
     return "\n".join(lines)

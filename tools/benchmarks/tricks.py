@@ -8,14 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from benchmarks.adm import fresh_weights
 from benchmarks.setting import (
     BATCH,
     IMAGE_SIZE,
-    OPTIONS,
+    WITH_FULL_RESOLUTION,
     one_process,
     our_network,
     our_training_step,
+    random_weights,
     recipe_of,
     task_batch,
 )
@@ -23,6 +23,7 @@ from benchmarks.timing import Row, alternate, compared
 from dist_diffusion.config.schema import OptimOptions
 from dist_diffusion.engine.optimizer import make_optimizer
 from dist_diffusion.models import layers
+from dist_diffusion.models.options import UNetOptions
 from dist_diffusion.tasks.build import build as build_task
 
 Call = Callable[[], object]
@@ -31,10 +32,15 @@ NUM_GROUPS = 4
 
 
 def bench_tricks(seconds: float) -> list[Row]:
-    """All of them."""
-    share = seconds / NUM_GROUPS
-    state = fresh_weights()
-    return [*whole_steps(share, state), *memory_format(share, state), *attention(share), *optimizer(share)]
+    """All of them, on the network with attention at full resolution too."""
+    share, options = seconds / NUM_GROUPS, WITH_FULL_RESOLUTION
+    state = random_weights(options)
+    return [
+        *whole_steps(share, options, state),
+        *memory_format(share, options, state),
+        *attention(share, options),
+        *optimizer(share, state),
+    ]
 
 
 def against(name: str, seconds: float, ours: Call, peer: Call) -> Row:
@@ -43,22 +49,23 @@ def against(name: str, seconds: float, ours: Call, peer: Call) -> Row:
     return compared(name, BATCH, taken["ours"], taken["peer"])
 
 
-def whole_steps(seconds: float, state: dict[str, torch.Tensor]) -> list[Row]:
+def whole_steps(seconds: float, options: UNetOptions, state: dict[str, torch.Tensor]) -> list[Row]:
     """bf16 against fp32, and keeping activations against recomputing them."""
     with one_process() as group:
         recipes = {
-            "all": recipe_of("autocast"),
-            "bf16 autocast": recipe_of("fp32"),
-            "kept activations": recipe_of("autocast", recompute=True),
+            "all": recipe_of(options, "autocast"),
+            "bf16 autocast": recipe_of(options, "fp32"),
+            "kept activations": recipe_of(options, "autocast", recompute=True),
         }
         steps = {name: our_training_step(recipe, state, group) for name, recipe in recipes.items()}
         taken = alternate(steps, seconds)
     return [compared(f"training step: {name}", BATCH, taken["all"], taken[name]) for name in steps if name != "all"]
 
 
-def memory_format(seconds: float, state: dict[str, torch.Tensor]) -> list[Row]:
+def memory_format(seconds: float, options: UNetOptions, state: dict[str, torch.Tensor]) -> list[Row]:
     """channels_last activations against contiguous ones."""
-    network, task, batch = our_network(state), build_task(recipe_of("autocast"), torch.device("cpu")), task_batch(0)
+    network, batch = our_network(options, state), task_batch(0)
+    task = build_task(recipe_of(options, "autocast"), torch.device("cpu"))
 
     def forward_and_backward() -> None:
         network.zero_grad()
@@ -77,16 +84,16 @@ def memory_format(seconds: float, state: dict[str, torch.Tensor]) -> list[Row]:
     ]
 
 
-def attention(seconds: float) -> list[Row]:
+def attention(seconds: float, options: UNetOptions) -> list[Row]:
     """Plain products for short sequences in bf16 against the fused kernel, at the network's own sizes."""
     rows = []
-    short = [size for size in OPTIONS.attention_resolutions if size**2 <= layers.SHORT]
+    short = [size for size in options.attention_resolutions if size**2 <= layers.SHORT]
     for size in short:
-        width = OPTIONS.channels * int(OPTIONS.channel_mult[(IMAGE_SIZE // size).bit_length() - 1])
+        width = options.channels * int(options.channel_mult[(IMAGE_SIZE // size).bit_length() - 1])
         qkv = torch.randn(BATCH, size**2, 3 * width, dtype=torch.bfloat16, requires_grad=True)
 
         def forward_and_backward(qkv: torch.Tensor = qkv) -> object:
-            return torch.autograd.grad(layers.attend(qkv, OPTIONS.num_heads, new_order=False).sum(), qkv)
+            return torch.autograd.grad(layers.attend(qkv, options.num_heads, new_order=False).sum(), qkv)
 
         fused = patched("SHORT", 0, forward_and_backward)
         name = f"attention over {size**2} positions: plain products"
@@ -94,9 +101,9 @@ def attention(seconds: float) -> list[Row]:
     return rows
 
 
-def optimizer(seconds: float) -> list[Row]:
+def optimizer(seconds: float, state: dict[str, torch.Tensor]) -> list[Row]:
     """AdamW in one pass over the weights against an operation at a time; one flat tensor, as ZeRO has it."""
-    num = sum(tensor.numel() for tensor in fresh_weights().values())
+    num = sum(tensor.numel() for tensor in state.values())
     module = nn.Module()
     module.flat = nn.Parameter(torch.randn(num))
     module.flat.grad = torch.randn(num)

@@ -11,10 +11,12 @@ NUM_CLASSES = 1000
 CHANNEL_MULT = {512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4)}
 """Of image sizes, where the option is empty."""
 UPSAMPLER_CHANNEL_MULT = {**CHANNEL_MULT, 512: CHANNEL_MULT[256]}
-SAME_NUMBERS = ("use_checkpoint", "use_fp16", "classifier_use_fp16", "small_size")
+SAME_NUMBERS = ("use_checkpoint", "use_fp16", "small_size")
 """Options that change no value of an fp32 network."""
 FIXED = {"dims": 2, "conv_resample": True, "in_channels": 3}
 """Options of which one value alone is known here."""
+SCRIPT_PREFIX = "classifier_"
+"""Of the names that the released script gives to its classifier's options."""
 
 
 class Given:
@@ -28,6 +30,10 @@ class Given:
             if self._left.pop(name, value) != value:
                 raise MissingError(f"option {name}={options[name]} is not known, {value} is")
 
+    def any_begins(self, prefix: str) -> bool:
+        """Whether a name that is not taken yet begins so."""
+        return any(name.startswith(prefix) for name in self._left)
+
     def take(self, default: Any, *names: str) -> Any:
         """The value under the first of the names that is given."""
         values = [self._left.pop(name) for name in names if name in self._left]
@@ -39,13 +45,15 @@ class Given:
             raise MissingError(f"options {', '.join(sorted(self._left))} are not known")
 
 
-def numbers(value: str | Sequence[float]) -> tuple[float, ...]:
-    """Of "1,2,3" or [1, 2, 3]."""
+def numbers(value: str | float | Sequence[float]) -> tuple[float, ...]:
+    """Of "1,2,3", [1, 2, 3] or a single 1."""
+    if isinstance(value, int | float):
+        return (float(value),)
     parts = value.split(",") if isinstance(value, str) else value
     return tuple(float(part) for part in parts if part != "")
 
 
-def sizes(value: str | Sequence[float]) -> tuple[int, ...]:
+def sizes(value: str | float | Sequence[float]) -> tuple[int, ...]:
     """Image sizes, in pixels."""
     return tuple(int(number) for number in numbers(value))
 
@@ -73,8 +81,6 @@ def unet(given: Given, upsampler: bool, label_rows: int | None) -> UNetOptions:
     size = given.take(64, "large_size", "image_size")
     automatic = UPSAMPLER_CHANNEL_MULT if upsampler else CHANNEL_MULT
     outputs = 6 if given.take(False, "learn_sigma") else 3
-    conditional = given.take(upsampler, "class_cond")
-    classes = given.take(label_rows or NUM_CLASSES if conditional else 0, "num_classes")
     kind = SuperResolutionOptions if upsampler else UNetOptions
     return kind(
         channels=given.take(128, "num_channels", "model_channels"),
@@ -90,13 +96,27 @@ def unet(given: Given, upsampler: bool, label_rows: int | None) -> UNetOptions:
         dropout=given.take(0.0, "dropout"),
         image_size=size,
         out_channels=given.take(outputs, "out_channels"),
-        num_classes=classes or 0,
+        num_classes=label_classes(given, upsampler, label_rows or NUM_CLASSES),
         null_label=False,
     )
 
 
+def label_classes(given: Given, upsampler: bool, unnamed: int) -> int:
+    """Classes of a UNet, 0 where it is unconditional: class_cond decides where it is given, else num_classes does."""
+    conditional = given.take(None, "class_cond")
+    named = given.take(unnamed if conditional or upsampler else 0, "num_classes") or 0
+    if conditional is None:
+        return named
+    return (named or unnamed) if conditional else 0
+
+
 def classifier(given: Given) -> ClassifierOptions:
-    """The classifier: what is not named is as the reference's class has it, with scale-shift norm."""
+    """The classifier: what is not named is as the reference's class has it, with scale-shift norm.
+
+    Where an option has the released script's name, it is as the script has it.
+    """
+    script = given.any_begins(SCRIPT_PREFIX)
+    given.take(None, "classifier_use_fp16")
     size = given.take(64, "image_size")
     given.take(None, "num_heads_upsample")  # it has no decoder
     return ClassifierOptions(
@@ -105,10 +125,10 @@ def classifier(given: Given) -> ClassifierOptions:
         channel_mult=channel_mult(given, CHANNEL_MULT, size),
         attention_resolutions=attention(given, "32,16,8"),
         num_heads=given.take(1, "num_heads"),
-        num_head_channels=positive(given.take(None, "num_head_channels")),
-        pool=given.take("adaptive", "pool", "classifier_pool"),
+        num_head_channels=positive(given.take(64 if script else None, "num_head_channels")),
+        pool=given.take("attention" if script else "adaptive", "pool", "classifier_pool"),
         scale_shift_norm=given.take(True, "use_scale_shift_norm", "classifier_use_scale_shift_norm"),
-        resblock_updown=given.take(False, "resblock_updown", "classifier_resblock_updown"),
+        resblock_updown=given.take(script, "resblock_updown", "classifier_resblock_updown"),
         new_attention_order=given.take(False, "use_new_attention_order"),
         dropout=given.take(0.0, "dropout"),
         image_size=size,

@@ -57,10 +57,16 @@ def not_run(name: str, why: str) -> Row:
 
 
 def distance(ours: np.ndarray, reference: np.ndarray, scale: np.ndarray | float = 1.0) -> float:
-    """The largest |ours - reference| / scale. ValueError where the shapes differ."""
+    """The largest |ours - reference| / scale; equal entries, infinite ones too, are 0 apart.
+
+    ValueError where the shapes differ.
+    """
     if ours.shape != reference.shape:
         raise ValueError(f"ours has shape {ours.shape}, the folder's {reference.shape}")
-    return float(np.max(np.abs(ours.astype(np.float64) - reference.astype(np.float64)) / scale, initial=0.0))
+    mine, theirs = ours.astype(np.float64), reference.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        errors = np.where(mine == theirs, 0.0, np.abs(mine - theirs) / scale)
+    return float(np.max(errors, initial=0.0))
 
 
 def relative(ours: np.ndarray, reference: np.ndarray) -> float:

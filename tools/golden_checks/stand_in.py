@@ -72,21 +72,18 @@ def check_losses(folder: Folder, archive: Archive) -> Iterator[Row]:
     first = archive["t"] == 0
     for name in archive.names():
         if found := LOSS.fullmatch(name):
-            schedule, (learned, kl, rescaled, x0) = found[1], (found[i] == "1" for i in range(2, 6))
-            recipe = loss_recipe(schedule, learned, kl, rescaled, x0, archive["x_start"].shape)
+            kl, x0 = found[3] == "1", found[5] == "1"
             parts = [("", np.full_like(first, True), KL if kl else LOSSES)]
             if x0 and first.any():
                 parts = [(" at t > 0", ~first, parts[0][2]), (" at t = 0", first, FIRST_STEP_OF_X0)]
             for where, chosen, tolerance in parts:
                 title = f"losses {name}{where}"
-                arguments = (folder, archive, recipe, name, found[6], chosen, tolerance)
-                yield measured(title, tolerance, loss_error, *arguments)
+                yield measured(title, tolerance, loss_error, folder, archive, found, chosen, tolerance)
 
 
-def loss_recipe(
-    schedule: str, learn_sigma: bool, use_kl: bool, rescaled: bool, predict_xstart: bool, shape: tuple[int, ...]
-) -> DiffusionRecipe:
-    """Our recipe of guided-diffusion's options."""
+def loss_recipe(found: re.Match[str], shape: tuple[int, ...]) -> DiffusionRecipe:
+    """Our recipe of guided-diffusion's options, which the array's name tells."""
+    schedule, (learn_sigma, use_kl, rescaled, predict_xstart) = found[1], (found[i] == "1" for i in range(2, 6))
     return DiffusionRecipe(
         diffusion=diffusion_options(schedule, learn_sigma=learn_sigma, predict_xstart=predict_xstart),
         objective=ObjectiveOptions(loss=loss_of(learn_sigma, use_kl, rescaled)),
@@ -103,18 +100,11 @@ def loss_of(learn_sigma: bool, use_kl: bool, rescaled: bool) -> Literal["simple"
     return "rescaled" if rescaled else "hybrid"
 
 
-def loss_error(
-    folder: Folder,
-    archive: Archive,
-    recipe: DiffusionRecipe,
-    name: str,
-    term: str,
-    chosen: np.ndarray,
-    tolerance: float,
-) -> float:
+def loss_error(folder: Folder, archive: Archive, found: re.Match[str], chosen: np.ndarray, tolerance: float) -> float:
     """Of one term of our training task, or their sum, for the chosen samples."""
+    name, term, recipe = found[0], found[6], loss_recipe(found, archive["x_start"].shape)
     process = make_process(recipe.diffusion)
-    task = DiffusionTask(recipe, process, torch.device("cpu"))
+    task = DiffusionTask(recipe, process)
     x0, noise, t = (torch.tensor(archive[key]) for key in ("x_start", "noise", "t"))
     made = noised(process, x0, noise, (t.double() + 0.5) / process.num_timesteps)
     stand_in = model(folder.meta("A"), recipe.diffusion.variance == "learned_range")

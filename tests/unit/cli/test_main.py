@@ -33,6 +33,13 @@ def test_help_names_every_command() -> None:
     assert all(name in done.stdout for name in ("train", "sample", "evaluate"))
 
 
+def test_the_help_of_export_names_its_settings() -> None:
+    shown = " ".join(run("export", "--help").stdout.split())
+    assert "usage: dist-diffusion export [-h] RUN [key=value ...]" in shown
+    assert "out=FILE: where to" in shown and "ema=NAME: which" in shown
+    assert run("export").stderr.endswith("the following arguments are required: RUN\n")
+
+
 def test_print_config_is_a_recipe_again(tmp_path: Path) -> None:
     done = run("train", str(DEMO / "diffusion.yaml"), "optim.lr=5e-4", "--print-config")
     assert done.returncode == 0, done.stderr

@@ -8,9 +8,10 @@ from dist_diffusion.config import load
 from dist_diffusion.config.checks import check_sample, check_train
 from dist_diffusion.config.protected import changes, refuse_protected
 from dist_diffusion.config.resolve import resolve
-from dist_diffusion.config.schema import ClassifierRecipe, DiffusionRecipe, SampleRecipe
+from dist_diffusion.config.schema import ClassifierRecipe, DiffusionRecipe, SampleRecipe, SuperResolutionRecipe
 from dist_diffusion.errors import CheckpointError, ConfigError
 
+LOG_SNR = ["diffusion.schedule=log_snr", "diffusion.variance=fixed_mix", "objective.loss=simple"]
 RECIPE = "task: diffusion\nrun_dir: r\ndata: {shards: s}\ntrain: {global_batch: 24, steps: 5}\n"
 
 
@@ -86,12 +87,60 @@ def test_a_recipe_survives_dict_and_yaml(tmp_path: Path) -> None:
         (["preview.every_commits=0"], 1, "preview.every_commits=0"),
         (["preview.num_images=4", "preview.cfg_scale=2"], 1, "preview.cfg_scale=2"),
         (["model.in_channels=1"], 1, "model.in_channels=1"),
+        (
+            ["diffusion.num_timesteps=1", "diffusion.schedule=cosine"],
+            1,
+            "diffusion.num_timesteps=1: expected 2 or more",
+        ),
+        (["diffusion.variance_mix=1.5"], 1, "diffusion.variance_mix=1.5: expected 0 to 1"),
+        (["diffusion.log_snr_max=.nan"], 1, "diffusion.log_snr_max=nan"),
+        (["diffusion.log_snr_min=-2000"], 1, "diffusion.log_snr_min=-2000"),
+        ([*LOG_SNR, "objective.loss=kl"], 1, "objective.loss=kl needs timesteps"),
+        ([*LOG_SNR, "diffusion.prediction=mean"], 1, "diffusion.prediction=mean needs timesteps"),
+        ([*LOG_SNR, "objective.timesteps=loss_aware"], 1, "objective.timesteps=loss_aware needs timesteps"),
+        (["objective.loss=simple"], 1, "objective.loss=simple trains no variance"),
+        (["objective.loss=kl", "objective.weighting=edm"], 1, "objective.weighting=edm"),
+        (["objective.sigma_data=.nan"], 1, "objective.sigma_data=nan"),
+        (["objective.min_snr_gamma=0"], 1, "objective.min_snr_gamma=0"),
+        (["optim.lr=.nan"], 1, "optim.lr=nan"),
+        (["optim.lr=.inf"], 1, "optim.lr=inf"),
+        (["optim.weight_decay=-1"], 1, "optim.weight_decay=-1"),
+        (["optim.clip_norm=.nan"], 1, "optim.clip_norm=nan"),
+        (["optim.betas=[0.9,1.0]"], 1, "optim.betas holds 1.0"),
+        (["model.dropout=2"], 1, "model.dropout=2"),
+        (["model.channels=0"], 1, "model.channels=0"),
+        (["model.num_res_blocks=-1"], 1, "model.num_res_blocks=-1"),
+        (["model.channel_mult=[]"], 1, "model.channel_mult is empty"),
+        (["model.channel_mult=[0,1]"], 1, "model.channel_mult holds 0"),
+        (["model.attention_resolutions=[0]"], 1, "model.attention_resolutions holds 0"),
+        (["model.num_head_channels=-1"], 1, "model.num_head_channels=-1: expected 1 or more, or null"),
+        (["model.num_heads_upsample=-1"], 1, "model.num_heads_upsample=-1"),
     ],
 )
 def test_contradictions(tmp_path: Path, overrides: list[str], world: int, part: str) -> None:
     recipe = load.load_train(write(tmp_path, "a.yaml", RECIPE), overrides)
     with pytest.raises(ConfigError, match=part.replace(".", r"\.")):
         check_train(recipe, world)
+
+
+def test_schedules_have_their_own_fewest_timesteps_and_continuous_time_none(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", RECIPE)
+    cosine = ["diffusion.schedule=cosine", "diffusion.num_timesteps=2"]
+    for overrides in (cosine, ["diffusion.num_timesteps=21"], [*LOG_SNR, "diffusion.num_timesteps=1"]):
+        check_train(load.load_train(path, overrides), 1)
+
+
+def test_a_recipe_may_be_based_on_another_tasks(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", RECIPE)
+    path = write(tmp_path, "b.yaml", "base: a.yaml\ntask: super_resolution\nmodel: {low_res_size: 16}\n")
+    assert isinstance(load.load_train(path, []), SuperResolutionRecipe)
+    assert isinstance(load.load_train(str(tmp_path / "a.yaml"), ["task=super_resolution"]), SuperResolutionRecipe)
+
+
+@pytest.mark.parametrize("name", ["demo/sample", "sample/adm", "sample/cfg"])
+def test_the_sampling_recipes_need_their_paths_alone(name: str) -> None:
+    path = str(Path(__file__).parents[3] / f"configs/{name}.yaml")
+    check_sample(load.load(SampleRecipe, path, ["model=m", "out=o"]))
 
 
 def test_sampling_needs_only_the_paths_of_its_mode() -> None:

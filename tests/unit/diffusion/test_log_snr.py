@@ -1,16 +1,19 @@
 """Continuous time: the levels of the classifier-free guidance paper."""
 
+import dataclasses
 import math
 from itertools import pairwise
 
 import pytest
 import torch
 
+from dist_diffusion.diffusion.denoiser import level_log_variance
 from dist_diffusion.diffusion.gaussians import posterior_mean
 from dist_diffusion.diffusion.levels import CLEAN, Level
 from dist_diffusion.diffusion.log_snr import MODEL_TIMES, make_log_snr_process
 from dist_diffusion.diffusion.options import DiffusionOptions
 from dist_diffusion.diffusion.schedules import sampling_levels
+from dist_diffusion.errors import ConfigError
 
 OPTIONS = DiffusionOptions(schedule="log_snr", variance="fixed_small")
 PROCESS = make_log_snr_process(OPTIONS)
@@ -68,3 +71,30 @@ def test_a_step_is_the_papers() -> None:
         assert level.log_beta == pytest.approx(math.log((1 - ratio) * level.sigma**2), abs=1e-6)
         mean = ratio * following.alpha / level.alpha * x_t + (1 - ratio) * following.alpha * x0
         torch.testing.assert_close(posterior_mean(x0, x_t, level, following), mean, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("end", [10.0, 20.0, 40.0, 60.0])
+def test_the_ends_keep_their_digits(end: float) -> None:
+    """1 - cos^2 of the cleanest level would lose them, and all of them from a log-SNR of 37 on."""
+    options = DiffusionOptions(schedule="log_snr", log_snr_min=-end, log_snr_max=end, variance="fixed_small")
+    noisiest, *_, before, cleanest, _ = sampling_levels(options, "50")
+    assert log_snr_of(cleanest) == pytest.approx(end, rel=1e-12)
+    assert log_snr_of(noisiest) == pytest.approx(-end, rel=1e-4)
+    ratio = math.exp(log_snr_of(before) - log_snr_of(cleanest))
+    assert before.log_posterior_variance == pytest.approx(math.log1p(-ratio) + 2 * math.log(cleanest.sigma), rel=1e-9)
+    assert cleanest.log_beta == pytest.approx(2 * math.log(cleanest.sigma), rel=1e-12)
+
+
+def test_the_mixed_variance_is_between_the_two_fixed_ones() -> None:
+    level = sampling_levels(OPTIONS, "9")[3]
+    like = torch.zeros(1)
+    for mix in (0.0, 0.3, 1.0):
+        options = dataclasses.replace(OPTIONS, variance="fixed_mix", variance_mix=mix)
+        expected = (1 - mix) * level.log_posterior_variance + mix * level.log_beta
+        assert level_log_variance(options, level, None, like).item() == pytest.approx(expected)
+
+
+def test_steps_are_a_count_alone() -> None:
+    for steps in ("5,5", "ddim5", "0", "-3"):
+        with pytest.raises(ConfigError, match="in continuous time"):
+            sampling_levels(OPTIONS, steps)

@@ -44,24 +44,36 @@ def test_v_and_the_mean_are_what_the_papers_say() -> None:
     torch.testing.assert_close(target("mean", x0, eps, level), mean)
 
 
-@pytest.mark.parametrize("steps", ["1000", "25", "ddim50"])
+@pytest.mark.parametrize("num_timesteps", [1000, 300])
+@pytest.mark.parametrize("steps", ["full", "25", "ddim50"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_a_perfect_network_is_a_perfect_denoiser_at_any_respacing(prediction: str, steps: str) -> None:
+def test_a_perfect_network_is_a_perfect_denoiser_at_any_respacing(
+    prediction: str, steps: str, num_timesteps: int
+) -> None:
     """A predicted mean is of the trained process's step, though the sampler's steps are longer."""
-    options = DiffusionOptions(prediction=prediction, variance="fixed_small")  # type: ignore[arg-type]
+    options = DiffusionOptions(
+        prediction=prediction,  # type: ignore[arg-type]
+        variance="fixed_small",
+        num_timesteps=num_timesteps,
+        rescale_timesteps=num_timesteps != 1000,
+    )
     process = make_process(options)
     x0, eps = pair(2)
 
     def network(x_t: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        level, _ = process.levels(time.long(), x_t)
+        level, _ = process.levels((time * num_timesteps / 1000).round().long(), x_t)
         return target(prediction, x0, eps, level)  # type: ignore[arg-type]
 
     denoise = model_denoiser(network, options)
-    levels = sampling_levels(options, steps)
+    levels = sampling_levels(options, steps.replace("full", str(num_timesteps)))
     for level in levels[: -1 : max(1, len(levels) // 8)]:
         x_t = level.alpha * x0 + level.sigma * eps
         found = denoise(x_t, level, None)
         # What float32 leaves of x0, after it was multiplied by so little.
-        share = process.posterior_x0[int(level.model_time)].item() if prediction == "mean" else level.alpha
+        share = (
+            process.posterior_x0[round(level.model_time * num_timesteps / 1000)].item()
+            if prediction == "mean"
+            else level.alpha
+        )
         torch.testing.assert_close(found.x0, x0, atol=max(1e-5, 1e-6 / share), rtol=0)
         torch.testing.assert_close(level.alpha * found.x0 + level.sigma * found.eps, x_t, atol=1e-4, rtol=0)

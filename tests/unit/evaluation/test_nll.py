@@ -19,9 +19,9 @@ from dist_diffusion.config.schema import (
     SuperResolutionRecipe,
     TrainRecipe,
 )
-from dist_diffusion.errors import ConfigError
+from dist_diffusion.errors import ConfigError, NonFiniteError
 from dist_diffusion.evaluation import nll
-from dist_diffusion.evaluation.nll import Part, measure, prepare, report
+from dist_diffusion.evaluation.nll import Part, check_finite, measure, prepare, report
 from dist_diffusion.models.build import build
 from dist_diffusion.models.options import ClassifierOptions, SuperResolutionOptions, UNetOptions
 from dist_diffusion.weights import files as weight_files
@@ -143,3 +143,9 @@ def test_images_that_do_not_fit_are_refused(export: str, shard_folder: str, tmp_
     with pytest.raises(ConfigError, match=r"steps=1001: section 1 has 1000 timesteps"):
         prepare(nll_recipe(shard_folder, tmp_path, steps="1001"), export, CPU)
     assert prepare(nll_recipe(shard_folder, tmp_path, num_samples=None), export, CPU).images.num_images == 30
+
+
+def test_a_likelihood_that_is_not_finite_is_no_result() -> None:
+    check_finite(torch.ones(2), [4, 5], "m.safetensors")
+    with pytest.raises(NonFiniteError, match=r"images 5 under m\.safetensors"):
+        check_finite(torch.tensor([1.0, torch.nan]), [4, 5], "m.safetensors")

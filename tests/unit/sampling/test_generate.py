@@ -8,9 +8,10 @@ import torch
 from dist_diffusion.config.resolve import resolve
 from dist_diffusion.config.schema import ClassifierRecipe, DataOptions, DiffusionRecipe, TrainRecipe
 from dist_diffusion.diffusion.options import DiffusionOptions, GuidanceOptions, SamplerOptions
-from dist_diffusion.errors import ConfigError
+from dist_diffusion.errors import ConfigError, NonFiniteError
 from dist_diffusion.models.options import UNetOptions
-from dist_diffusion.sampling.generate import Models, make_generator
+from dist_diffusion.sampling.generate import check_finite, make_generator
+from dist_diffusion.sampling.models import Models
 from dist_diffusion.weights.load import LoadedModel
 
 DATA = DataOptions(image_size=8)
@@ -64,3 +65,12 @@ def test_a_classifier_is_no_unconditional_model() -> None:
     models = Models(loaded(DiffusionRecipe(data=DATA)), unconditional=loaded(ClassifierRecipe(data=DATA)))
     with pytest.raises(ConfigError, match=r"guidance\.uncond_model=classifier\.safetensors is a classifier"):
         make_generator(models, SamplerOptions(steps="4"), GuidanceOptions(mode="cfg"), 0, "cpu")
+
+
+def test_images_that_are_not_finite_are_named() -> None:
+    """As bytes they would be black."""
+    x = torch.zeros(3, 3, 2, 2)
+    check_finite(x, [7, 8, 9])
+    x[1, 0, 0, 0], x[2] = torch.nan, torch.inf
+    with pytest.raises(NonFiniteError, match="images 8, 9 are not finite"):
+        check_finite(x, [7, 8, 9])

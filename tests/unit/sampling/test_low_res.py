@@ -21,9 +21,10 @@ from dist_diffusion.diffusion.options import GuidanceOptions, ObjectiveOptions, 
 from dist_diffusion.errors import ConfigError, DataError
 from dist_diffusion.models.build import build
 from dist_diffusion.models.options import SuperResolutionOptions, UNetOptions
-from dist_diffusion.sampling.generate import Generate, Models, make_generator
+from dist_diffusion.sampling.generate import Generate, make_generator
 from dist_diffusion.sampling.job import Job, create_job, find_job, pin_low_res
 from dist_diffusion.sampling.low_res import LowRes, check_count, pinned_rows
+from dist_diffusion.sampling.models import Models
 from dist_diffusion.weights.load import LoadedModel
 
 SMALL = {"channels": 32, "num_res_blocks": 1, "channel_mult": (1, 2), "attention_resolutions": (4,)}

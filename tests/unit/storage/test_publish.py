@@ -85,3 +85,13 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(StorageError, match=f"cannot write {tmp_path}/folder: Is a directory"):
         publish.write_bytes(str(tmp_path / "folder"), b"")
+
+
+def test_a_copy_has_the_same_bytes(tmp_path):
+    source, copied = tmp_path / "a.bin", tmp_path / "deep" / "b.bin"
+    source.write_bytes(os.urandom(3 * publish.COPY_BYTES // 2))
+    publish.copy(str(source), str(copied))
+    assert copied.read_bytes() == source.read_bytes() and os.listdir(copied.parent) == ["b.bin"]
+    with pytest.raises(StorageError, match=r"gone\.bin"):
+        publish.copy(str(tmp_path / "gone.bin"), str(copied))
+    assert copied.read_bytes() == source.read_bytes()

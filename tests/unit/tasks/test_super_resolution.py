@@ -73,8 +73,8 @@ def test_the_network_sees_the_smaller_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.low_res_size=8", r"model\.low_res_size=8: expected less than data\.image_size=8"),
-        ("model.low_res_size=0", r"model\.low_res_size=0: expected less than"),
+        ("model.low_res_size=8", r"model\.low_res_size=8: expected 1 to 7, less than data\.image_size=8"),
+        ("model.low_res_size=0", r"model\.low_res_size=0: expected 1 to 7"),
         ("preview.num_images=4", r"preview\.num_images: a super-resolution model has no images"),
     ],
 )

@@ -18,7 +18,7 @@ from dist_diffusion.diffusion.options import DiffusionOptions, ObjectiveOptions
 from dist_diffusion.errors import CheckpointError
 from dist_diffusion.models.build import build
 from dist_diffusion.models.options import ClassifierOptions, SuperResolutionOptions, UNetOptions
-from dist_diffusion.training.initial import LABELS, Initial, LabelRows, adapt_labels, adapted
+from dist_diffusion.training.initial import LABELS, Initial, LabelRows, Rows, adapt_labels, adapted, kept_rows
 from dist_diffusion.weights.load import LoadedModel
 
 CLASSES = ["cat", "dog", "owl"]
@@ -80,30 +80,36 @@ def test_the_same_classes_take_everything_over() -> None:
 ROWS = torch.tensor([[1.0, 2.0], [3.0, 6.0], [10.0, 20.0]])
 
 
+MEAN = [14 / 3, 28 / 3]
+
+
 @pytest.mark.parametrize(
-    ("before", "now", "same", "expected", "said"),
+    ("before", "now", "rows", "expected", "said"),
     [
-        (LabelRows(3, False), LabelRows(3, False), True, ROWS.tolist(), []),
-        (LabelRows(2, True), LabelRows(2, False), True, [[1, 2], [3, 6]], ["null row is left out"]),
-        (LabelRows(2, True), LabelRows(3, True), False, [[2, 4]] * 3 + [[10, 20]], ["each of the 3 rows is the mean"]),
-        (LabelRows(2, True), LabelRows(1, False), False, [[2, 4]], ["mean of the trained ones", "is left out"]),
-        (
-            LabelRows(3, False),
-            LabelRows(2, True),
-            False,
-            [[14 / 3, 28 / 3]] * 3,
-            ["other classes", "row is added"],
-        ),
-        (LabelRows(3, False), LabelRows(3, True), True, [*ROWS.tolist(), [14 / 3, 28 / 3]], ["null row is added"]),
+        (LabelRows(3, False), LabelRows(3, False), [0, 1, 2], ROWS.tolist(), []),
+        (LabelRows(2, True), LabelRows(2, False), [0, 1], [[1, 2], [3, 6]], ["null row is left out"]),
+        (LabelRows(2, True), LabelRows(3, True), [None] * 3, [[2, 4]] * 3 + [[10, 20]], ["each of the 3 rows"]),
+        (LabelRows(2, True), LabelRows(1, False), [None], [[2, 4]], ["mean of the trained ones", "is left out"]),
+        (LabelRows(3, False), LabelRows(2, True), [None] * 2, [MEAN] * 3, ["other classes", "row is added"]),
+        (LabelRows(3, False), LabelRows(3, True), [0, 1, 2], [*ROWS.tolist(), MEAN], ["null row is added"]),
+        (LabelRows(3, False), LabelRows(3, False), [2, None, 0], [[10, 20], MEAN, [1, 2]], ["2 of the 3 rows are"]),
+        (LabelRows(3, False), LabelRows(2, False), [1, 0], [[3, 6], [1, 2]], ["2 of the 2 rows are those"]),
     ],
 )
-def test_label_rows(before: LabelRows, now: LabelRows, same: bool, expected: list, said: list[str]) -> None:
+def test_label_rows(before: LabelRows, now: LabelRows, rows: Rows, expected: list, said: list[str]) -> None:
     given = {LABELS: ROWS, "time_embed.2.bias": torch.zeros(2), "x": torch.ones(1)}
-    tensors, notes = adapt_labels(given, before, now, same)
+    tensors, notes = adapt_labels(given, before, now, rows)
     torch.testing.assert_close(tensors.pop(LABELS), torch.tensor(expected, dtype=torch.float32))
     assert tensors == {name: tensor for name, tensor in given.items() if name != LABELS}
     assert len(notes) == len(said)
     assert all(part in note for part, note in zip(said, notes, strict=True))
+
+
+def test_classes_are_known_by_name_and_else_by_number() -> None:
+    assert kept_rows(3, 3, CLASSES, ["owl", "ant", "cat"]) == [2, None, 0]
+    assert kept_rows(3, 3, CLASSES, CLASSES) == [0, 1, 2] == kept_rows(3, 3, None, ["x", "y", "z"])
+    assert kept_rows(3, 2, None, ["x", "y"]) == [None, None] == kept_rows(0, 2, None, ["x", "y"])
+    assert kept_rows(3, 0, CLASSES, CLASSES) == []
 
 
 def test_other_names_are_other_classes_and_unknown_ones_are_told() -> None:
@@ -138,16 +144,32 @@ def test_labels_taken_away_leave_the_unlabelled_network(p_uncond: float) -> None
 
 
 @pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
-def test_a_classifier_of_other_classes_gets_a_new_last_layer_alone(pool: str) -> None:
+def test_a_classifier_of_other_classes_prefers_none_of_them(pool: str) -> None:
+    """Also where its run has the seed of the one before, whose fresh last layer was the trained one's beginning."""
     source, recipe = trained(classifier(pool=pool), CLASSES), classifier(5, pool=pool)
     initial = adapted(source, recipe, list("abcde"))
     now = started(initial, recipe)
     new = other_tensors(source, now)
     assert [name.rpartition(".")[2] for name in new] == ["weight", "bias"]
-    assert [len(now.get_parameter(name)) for name in new] == [5, 5]
-    assert any(f"{new[0].rpartition('.')[0]} is made anew" in note for note in initial.notes)
-    x, time = inputs()
-    assert now(x, time).shape == (2, 5)
+    assert any(f"{new[0].rpartition('.')[0]}: other classes" in note for note in initial.notes)
+    assert torch.equal(now(*inputs()), torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize("pool", ["attention", "spatial"])
+def test_a_classifier_keeps_the_logits_of_classes_that_it_knows(pool: str) -> None:
+    source, recipe = trained(classifier(pool=pool), CLASSES), classifier(2, pool=pool)
+    now = started(adapted(source, recipe, ["owl", "ant"]), recipe)
+    logits, before = now(*inputs()), source.module(*inputs())
+    torch.testing.assert_close(logits[:, 0], before[:, 2])
+    assert torch.equal(logits[:, 1], torch.zeros(2))
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    source = trained(unet(), CLASSES)
+    with torch.no_grad():
+        source.module.get_parameter("out.2.bias")[1] = torch.nan
+    with pytest.raises(CheckpointError, match=r"old\.safetensors holds values that are not finite, in out\.2\.bias"):
+        adapted(source, unet(), CLASSES)
 
 
 @pytest.mark.parametrize("pool", ["attention", "spatial"])

@@ -76,10 +76,22 @@ def test_exports_are_readable_by_others(tmp_path: Path) -> None:
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+@pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
+def test_a_state_dict_in_place_of_an_export_is_to_be_imported_first(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a model.pt"
+    if kind == "safetensors":
+        save_file({"x": torch.zeros(1)}, path, metadata={"format": "pt"})
+    else:
+        torch.save({"x": torch.zeros(1)}, path, _use_new_zipfile_serialization=kind == "zip")
+    tool = r"python tools/import_guided_diffusion\.py '\S*/a model\.pt' --preset NAME OUT\.safetensors$"
+    with pytest.raises(CheckpointError, match=f"import it first: {tool}"):
+        load_model(str(path))
+
+
 def test_foreign_and_misshapen_files_are_refused(tmp_path: Path) -> None:
     foreign, pickle = str(tmp_path / "f.safetensors"), tmp_path / "p.safetensors"
-    save_file({"x": torch.zeros(1)}, foreign)
-    pickle.write_bytes(b"\x80\x04N.")
+    save_file({"x": torch.zeros(1)}, foreign, metadata={"format": "2", "recipe": "{}"})
+    pickle.write_bytes(b"no safetensors")
     with pytest.raises(CheckpointError, match="no export of this version"):
         files.load(foreign)
     with pytest.raises(CheckpointError, match="not a safetensors file"):

@@ -1,0 +1,92 @@
+"""The networks of a sampling job, and which of them may work together."""
+
+from dataclasses import dataclass
+
+from dist_diffusion.config.schema import ClassifierRecipe, DiffusionRecipe
+from dist_diffusion.diffusion.options import DiffusionOptions, GuidanceOptions
+from dist_diffusion.diffusion.schedules import time_scale
+from dist_diffusion.errors import ConfigError
+from dist_diffusion.models.options import UNetOptions
+from dist_diffusion.sampling.low_res import low_res_size
+from dist_diffusion.weights.load import LoadedModel
+
+
+@dataclass(frozen=True)
+class Models:
+    """The networks of a job, as its guidance mode needs them."""
+
+    model: LoadedModel
+    classifier: LoadedModel | None = None
+    unconditional: LoadedModel | None = None
+
+
+def diffusion_recipe(model: LoadedModel, key: str = "model") -> tuple[DiffusionRecipe, UNetOptions]:
+    """The recipe of a diffusion or super-resolution model; ConfigError where it is a classifier's."""
+    if not isinstance(model.recipe, DiffusionRecipe):
+        raise ConfigError(f"{key}={model.path} is a {model.recipe.task}; sampling needs a diffusion model")
+    return model.recipe, model.recipe.model
+
+
+def check_guidance(models: Models, guidance: GuidanceOptions) -> None:
+    """ConfigError where the mode cannot work with these models."""
+    recipe, options = diffusion_recipe(models.model)
+    if guidance.mode in ("cfg", "both"):
+        check_unconditional(models, options)
+    if models.classifier is not None:
+        check_classifier(models.classifier, recipe)
+
+
+def check_unconditional(models: Models, options: UNetOptions) -> None:
+    """Classifier-free guidance needs labels and an unconditional estimate."""
+    if not options.num_classes:
+        raise ConfigError(f"guidance.mode: {models.model.path} is unconditional, classifier-free guidance needs labels")
+    if models.unconditional is None and not options.null_label:
+        raise ConfigError(
+            f"guidance.mode: {models.model.path} was trained without label dropout (objective.p_uncond=0): give "
+            "guidance.uncond_model, or use mode none or classifier"
+        )
+    if models.unconditional is not None:
+        ours, _ = diffusion_recipe(models.model)
+        theirs, other = diffusion_recipe(models.unconditional, "guidance.uncond_model")
+        if other.num_classes or sizes(other) != sizes(options):
+            raise ConfigError(
+                f"guidance.uncond_model={models.unconditional.path}: expected an unconditional model of "
+                f"{sizes(options)}; it has {other.num_classes} classes and {sizes(other)}"
+            )
+        check_process("guidance.uncond_model", models.unconditional.path, theirs.diffusion, ours.diffusion)
+
+
+def sizes(options: UNetOptions) -> str:
+    """What a model makes, and of what: two whose predictions are mixed must agree."""
+    smaller = low_res_size(options)
+    return f"{options.image_size} px" + (f" from {smaller} px" if smaller else "")
+
+
+def check_classifier(classifier: LoadedModel, recipe: DiffusionRecipe) -> None:
+    """The classifier must see what the model makes: the same size, classes and noise schedule."""
+    if not isinstance(classifier.recipe, ClassifierRecipe):
+        raise ConfigError(f"guidance.classifier={classifier.path} is a {classifier.recipe.task} model")
+    ours, theirs = recipe.model, classifier.recipe.model
+    pairs = [
+        ("image size", ours.image_size, theirs.image_size),
+        ("number of classes", ours.num_classes or theirs.num_classes, theirs.num_classes),
+    ]
+    for what, wanted, found in pairs:
+        if wanted != found:
+            raise ConfigError(f"guidance.classifier={classifier.path} has {what} {found}, the model has {wanted}")
+    check_process("guidance.classifier", classifier.path, classifier.recipe.diffusion, recipe.diffusion)
+
+
+def check_process(key: str, path: str, theirs: DiffusionOptions, ours: DiffusionOptions) -> None:
+    """Two networks that see the same x_t must know the same noise levels, and be told of them alike."""
+    found, wanted = noise_levels(theirs), noise_levels(ours)
+    if found != wanted:
+        raise ConfigError(f"{key}={path} was trained on the {found}, the model on the {wanted}")
+
+
+def noise_levels(options: DiffusionOptions) -> str:
+    """The noise levels of a process, and how its networks are told of them."""
+    if options.schedule == "log_snr":
+        return f"log_snr schedule from {options.log_snr_min} to {options.log_snr_max}"
+    levels = f"{options.schedule} schedule of {options.num_timesteps} timesteps"
+    return levels if time_scale(options) == 1 else f"{levels}, rescaled to 1000"

@@ -1,0 +1,74 @@
+"""Where a run begins: at its newest commit, at another model's weights, or at fresh ones."""
+
+from dataclasses import dataclass
+
+from dist_diffusion.config.load import from_dict
+from dist_diffusion.config.protected import changes, refuse_protected
+from dist_diffusion.distributed.agreement import broadcast
+from dist_diffusion.engine.checkpoint import Checkpointer
+from dist_diffusion.errors import CheckpointError, ConfigError, alike
+from dist_diffusion.observe.console import Console
+from dist_diffusion.runs import lease as leases
+from dist_diffusion.storage import committed
+from dist_diffusion.storage.committed import Committed
+from dist_diffusion.training.initial import Initial, read_initial
+from dist_diffusion.training.place import Place
+from dist_diffusion.training.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: at a commit, or at step 0."""
+
+    checkpointer: Checkpointer
+    commit: Committed | None
+    damaged: list[Committed]
+    """Newer ones that cannot be used."""
+    initial: Initial | None
+    """The weights of init_from, of a run without a commit."""
+
+    @property
+    def step(self) -> int:
+        """Completed steps."""
+        return 0 if self.commit is None else int(self.commit.marker["step"])
+
+
+def find_start(prepared: Prepared, place: Place, lease: leases.Lease | None) -> Start:
+    """The newest commit, if it is of this run. Before anything is written: a refused start leaves the run as it was."""
+    group, console = place.group, place.console
+    attempt = broadcast(group, committed.new_attempt())
+    checkpointer = Checkpointer(
+        place.run_dir.checkpoints,
+        prepared.recipe,
+        group,
+        attempt,
+        console.say,
+        may_write=lambda: lease is not None and lease.holds(),
+    )
+    commit, damaged = checkpointer.newest()
+    initial = None
+    if commit is not None:
+        check_same_run(prepared, commit, console)
+    elif prepared.recipe.init_from is not None:
+        initial = read_initial(prepared.recipe, prepared.manifest.classes, group)
+    return Start(checkpointer, commit, damaged, initial)
+
+
+def check_same_run(prepared: Prepared, commit: Committed, console: Console) -> None:
+    """Refuses a commit of other data or another recipe; harmless differences are said aloud."""
+    recipe, marker = prepared.recipe, commit.marker
+    before, now = marker["extra"]["manifest"], prepared.manifest.checksum
+    with alike():
+        if before != now:
+            raise CheckpointError(
+                f"{commit.path} was trained on a manifest with checksum {before[:12]}, data.shards="
+                f"{recipe.data.shards} has {now[:12]}: give the data it was made with, or another run_dir"
+            )
+        changed = changes(from_dict(marker["recipe"], commit.path), recipe)
+        refuse_protected(changed, commit.path)
+        if marker["step"] > recipe.train.steps:
+            raise ConfigError(
+                f"train.steps={recipe.train.steps}, but {commit.path} has done {marker['step']} steps already"
+            )
+    for change in changed:
+        console.say(f"changed since the commit: {change}")
