@@ -74,11 +74,11 @@ def compared(name: str, batch: int, ours: list[float], peer: list[float]) -> Row
 def table(rows: list[Row]) -> str:
     """A line a row: medians and, in brackets, slowest and fastest."""
     width = max(len(row.name) for row in rows)
-    lines = [f"{'':{width}}{'ours':>22}{'peer':>22}  unit   ratio"]
+    lines = [f"{'':{width}}{'ours':>26}{'peer':>26}  unit   ratio"]
     for row in rows:
         mine, theirs = (
             f"{median:.2f} [{low:.1f}, {high:.1f}]"
             for median, (low, high) in ((row.ours, row.ours_spread), (row.peer, row.peer_spread))
         )
-        lines.append(f"{row.name:{width}}{mine:>22}{theirs:>22}  {row.unit}  {row.ratio:.2f}")
+        lines.append(f"{row.name:{width}}{mine:>26}{theirs:>26}  {row.unit}  {row.ratio:.2f}")
     return "\n".join(lines)
