@@ -69,7 +69,7 @@ def forward_rows(options: UNetOptions, seconds: float) -> list[Row]:
     )
     return [
         compared(f"forward, {precision}; peer, fp32; {network}", BATCH, taken[key], taken["peer"])
-        for key, precision in (("fp32", "fp32"), ("bf16", "bf16 autocast"))
+        for key, precision in (("bf16", "bf16 autocast"), ("fp32", "fp32"))
     ]
 
 
@@ -97,7 +97,7 @@ def step_rows(options: UNetOptions, seconds: float, group: Group) -> list[Row]:
     return [
         compared(f"training step, {ours}; {theirs}, fp32; {title(options)}", BATCH, taken[precision], taken[theirs])
         for theirs in ("peer", "peer without recomputation")
-        for precision, ours in (("fp32", "fp32"), ("autocast", "bf16 autocast"))
+        for precision, ours in (("autocast", "bf16 autocast"), ("fp32", "fp32"))
     ]
 
 
