@@ -21,7 +21,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", metavar="FILE", help="a state_dict, or for the way back a run or an export")
     parser.add_argument("out", metavar="OUT", help="OUT.safetensors, or for the way back OUT.pt")
-    parser.add_argument("--preset", metavar="NAME", help="a recipe of configs/adm by name, or the path of one (.yaml)")
+    names = ", ".join(released.preset_names(str(PRESETS)))
+    parser.add_argument("--preset", metavar="NAME", help=f"the path of a recipe (.yaml), or one of {names}")
     parser.add_argument("--ema", metavar="NAME", help="for the way back: which export of a run (default the first)")
     arguments = parser.parse_args()
     try:
