@@ -37,15 +37,15 @@ class Progress:
 
 
 class Console:
-    """One rank's voice. `log_path` None keeps no log; its folder is made. Safe to call from several threads."""
+    """One rank's voice. `log_path` None keeps no log; else file and folder are made at the first line, so that who has
+    nothing to say leaves nothing behind. Safe to call from several threads.
+    """
 
     def __init__(self, log_path: str | None, rank: int) -> None:
         self._rank = rank
         self._lock = threading.Lock()
+        self._log_path = log_path
         self._log: TextIO | None = None
-        if log_path is not None:
-            os.makedirs(os.path.dirname(log_path) or ".", exist_ok=True)
-            self._log = open(log_path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
 
     def say(self, text: str) -> None:
         """A line for everyone: on stdout if this is rank 0, and in this rank's log."""
@@ -70,18 +70,25 @@ class Console:
         """Closes the log."""
         if self._log is not None:
             self._log.close()
-            self._log = None
+        self._log = self._log_path = None
 
     def _write(self, text: str) -> None:
-        if self._log is None:
+        if self._log_path is None:
             return
         time = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         try:
+            if self._log is None:
+                self._log = _opened(self._log_path)
             self._log.write(f"{time} rank {self._rank}: {text}\n")
         except OSError as error:
             # A full disk must not end a run by the very message that tells of it.
-            self._log = None
+            self._log = self._log_path = None
             _print(f"rank {self._rank} keeps no log any more: {error}", sys.stderr)
+
+
+def _opened(path: str) -> TextIO:
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    return open(path, "a", buffering=1, encoding="utf-8")
 
 
 def _print(text: str, stream: TextIO) -> None:

@@ -21,6 +21,12 @@ def test_rank_0_speaks_and_every_rank_logs(tmp_path, capsys):
         assert re.fullmatch(rf"\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ rank {rank}: hello from {rank}\n", text)
 
 
+def test_who_says_nothing_leaves_nothing(tmp_path):
+    console = Console(str(tmp_path / "logs" / "rank-0.log"), 0)
+    console.close()
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_line_is_in_the_log_before_the_process_dies_and_is_appended(tmp_path):
     path = tmp_path / "rank-0.log"
     for text in ("first", "second"):
