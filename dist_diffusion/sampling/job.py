@@ -112,8 +112,8 @@ def create_job(recipe: SampleRecipe, sources: Sources, threads: int, device: str
     models = {}
     for role, (given, source) in sources.items():
         name = f"{role}.safetensors"
-        publish.copy(source, files.join(recipe.out, name))
-        models[role] = {"given": given, "source": source, "file": name, "sha256": files.sha256(source)}
+        digest = publish.copy(source, files.join(recipe.out, name))
+        models[role] = {"given": given, "source": source, "file": name, "sha256": digest}
     job = Job(recipe.out, settings_of(recipe), models, threads, device, low_res)
     _write(job)
     return job

@@ -46,15 +46,22 @@ def write_bytes(path: str, data: bytes) -> None:
         _write(temporary, data)
 
 
-def copy(source: str, path: str) -> None:
-    """The same for the bytes of another path, without holding them in memory."""
-    with (
-        files.open_read(source) as stream,
-        atomic_file(path) as temporary,
-        files.failures("copy", source),
-        open(temporary, "wb") as copied,
-    ):
-        shutil.copyfileobj(stream, copied, COPY_BYTES)
+def copy(source: str, path: str) -> str:
+    """The same for the bytes of another path, without holding them in memory; returns their hex sha256.
+
+    StorageError where the copy turns out to be damaged: the destination is as it was.
+    """
+    with atomic_file(path) as temporary:
+        with (
+            files.open_read(source) as stream,
+            files.failures("copy", source),
+            open(temporary, "wb") as copied,
+        ):
+            shutil.copyfileobj(stream, copied, COPY_BYTES)
+        digest = files.sha256(source)
+        if files.sha256(temporary) != digest:
+            raise StorageError(f"the copy of {source} for {path} is damaged: look at that disk, then try again")
+    return digest
 
 
 def write_json(path: str, obj: Any) -> None:

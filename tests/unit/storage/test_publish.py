@@ -95,3 +95,13 @@ def test_a_copy_has_the_same_bytes(tmp_path):
     with pytest.raises(StorageError, match=r"gone\.bin"):
         publish.copy(str(tmp_path / "gone.bin"), str(copied))
     assert copied.read_bytes() == source.read_bytes()
+
+
+def test_a_damaged_copy_replaces_nothing(tmp_path, monkeypatch):
+    source, copied = tmp_path / "a.bin", tmp_path / "b.bin"
+    source.write_bytes(b"right")
+    copied.write_bytes(b"old")
+    monkeypatch.setattr(publish.shutil, "copyfileobj", lambda stream, to, size: to.write(b"wrong"))
+    with pytest.raises(StorageError, match=r"the copy of .*a\.bin for .*b\.bin is damaged"):
+        publish.copy(str(source), str(copied))
+    assert copied.read_bytes() == b"old" and sorted(os.listdir(tmp_path)) == ["a.bin", "b.bin"]
