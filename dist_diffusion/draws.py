@@ -87,13 +87,12 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class Stratified:
+class Stratified(Uniform):
     """u in [0, 1) of which each global batch has one in each of its `batch` equal parts: a float64 scalar.
 
     The parts are dealt out to the batch's positions anew at every step.
     """
 
-    name: str
     batch: int
 
     def at(self, seed: int, position: int) -> "torch.Tensor":
@@ -104,10 +103,6 @@ class Stratified:
         part = int(_parts(seed, self.name, step, self.batch)[slot])
         u = (part + uniform(seed, self.name, position)) / self.batch
         return torch.tensor(min(u, BELOW_ONE), dtype=torch.float64)
-
-    def digest_bytes(self, value: "torch.Tensor") -> bytes:
-        """The float64 itself."""
-        return struct.pack("<d", value.item())
 
 
 @functools.lru_cache(maxsize=8)

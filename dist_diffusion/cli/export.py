@@ -3,10 +3,11 @@
 import os
 from collections.abc import Sequence
 
+from dist_diffusion.cli.recipe import check_alone
 from dist_diffusion.config.load import load_options
 from dist_diffusion.config.schema import ExportOptions
 from dist_diffusion.distributed.environment import Topology
-from dist_diffusion.errors import ConfigError, LaunchError, StorageError, alike
+from dist_diffusion.errors import ConfigError, alike
 from dist_diffusion.storage import files, publish
 from dist_diffusion.weights.resolve import find, step_name
 
@@ -15,8 +16,7 @@ def run(run_path: str, overrides: Sequence[str], topology: Topology) -> None:
     """Copies an export of a run's commit to a file of its own, in one process."""
     with alike():
         options = load_options(ExportOptions, overrides)
-        if topology.world_size > 1:
-            raise LaunchError(f"export runs in one process, this launch has {topology.world_size}: start it alone")
+        check_alone("export", topology)
     print(export(run_path, options))
 
 
@@ -30,8 +30,6 @@ def export(run_path: str, options: ExportOptions) -> str:
     recipe, info = header(source)
     out = options.out or default_path(source, info["average"], info["step"])
     publish.copy(source, out)
-    if files.sha256(out) != files.sha256(source):
-        raise StorageError(f"{out} is damaged, other than {source}: look at that disk, then export again")
     classes = recipe.model.num_classes
     return (
         f"{out}: {recipe.task} model, {info['average']} of step {info['step']}, "

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+from dist_diffusion.cli.recipe import ready
 from dist_diffusion.config.checks import check_nll
-from dist_diffusion.config.load import load, to_yaml
+from dist_diffusion.config.load import load
 from dist_diffusion.config.schema import NllRecipe
 from dist_diffusion.distributed.environment import Topology
-from dist_diffusion.errors import alike
 
 PEER_TIMEOUT_S = 6 * 3600.0
 """A rank that is done waits this long for the others' last batch."""
@@ -14,12 +14,9 @@ PEER_TIMEOUT_S = 6 * 3600.0
 
 def run(config: str, overrides: Sequence[str], print_config: bool, topology: Topology) -> None:
     """Measures the model's bits per dimension of the shards' images."""
-    with alike():
-        recipe = load(NllRecipe, config, overrides)
-        if print_config:
-            print(to_yaml(recipe) if topology.rank == 0 else "", end="")
-            return
-        check_nll(recipe)
+    recipe = ready(lambda: load(NllRecipe, config, overrides), check_nll, print_config, topology)
+    if recipe is None:
+        return
     from dist_diffusion.distributed import group as groups
     from dist_diffusion.evaluation.nll import run_nll
     from dist_diffusion.observe.console import Console

@@ -34,19 +34,16 @@ def get(recipe: object, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), recipe)
 
 
-POSITIVE = (
-    "threads",
-    "train.steps",
-    "train.global_batch",
-    "train.log_every",
-    "checkpoint.every",
-    "engine.max_nonfinite_steps",
-    "data.image_size",
-    "data.shuffle_block",
-)
-
-
-RANGES = (
+RANGES: tuple[tuple[str, float, float], ...] = (
+    *((f"train.{name}", 1, math.inf) for name in ("steps", "global_batch", "log_every")),
+    ("threads", 1, math.inf),
+    ("checkpoint.every", 1, math.inf),
+    ("checkpoint.keep", 0, math.inf),
+    ("engine.max_nonfinite_steps", 1, math.inf),
+    # Rank 0 may watch another host's lease for a minute while the other ranks wait in a collective.
+    ("engine.timeout_s", 120, math.inf),
+    ("data.image_size", 1, math.inf),
+    ("data.shuffle_block", 1, math.inf),
     ("diffusion.variance_mix", 0, 1),
     ("model.dropout", 0, 1),
     ("model.num_res_blocks", 0, math.inf),
@@ -56,18 +53,15 @@ RANGES = (
     ("optim.clip_norm", 0, math.inf),
     ("optim.warmup_images", 0, math.inf),
 )
-"""Smallest and largest value; nan is in none of them."""
+"""Smallest and largest value."""
 
 
 def check_train(recipe: TrainRecipe, world_size: int) -> None:
     """Settings that contradict each other or the number of ranks."""
     require(recipe, "run_dir", "data.shards")
     batch, micro = recipe.train.global_batch, recipe.train.micro_batch
-    for key in POSITIVE:
-        at_least(recipe, key, 1)
-    at_least(recipe, "checkpoint.keep", 0)
-    # Rank 0 may watch another host's lease for a minute while the other ranks wait in a collective.
-    at_least(recipe, "engine.timeout_s", 120)
+    for key, low, high in RANGES:
+        in_range(recipe, key, low, high)
     if batch % world_size:
         raise ConfigError(f"train.global_batch={batch} is not divisible by the {world_size} ranks")
     if micro is not None and (micro < 1 or (batch // world_size) % micro):
@@ -87,11 +81,18 @@ def check_train(recipe: TrainRecipe, world_size: int) -> None:
         _check_preview(recipe)
 
 
-def at_least(recipe: object, key: str, smallest: int) -> None:
-    """ConfigError where a number that is given is smaller."""
+def in_range(recipe: object, key: str, low: float, high: float = math.inf) -> None:
+    """ConfigError where a number that is given lies outside; nan lies in no range."""
     value = get(recipe, key)
-    if value is not None and value < smallest:
-        raise ConfigError(f"{key}={value}: expected {smallest} or more")
+    if value is not None and not low <= value <= high:
+        expected = f"{low} to {high}" if math.isfinite(high) else f"{low} or more"
+        raise ConfigError(f"{key}={value}: expected {expected}")
+
+
+def above_zero(recipe: object, key: str) -> None:
+    """ConfigError where a number is not positive and finite."""
+    if not 0 < get(recipe, key) < math.inf:
+        raise ConfigError(f"{key}={get(recipe, key)}: expected a number above 0")
 
 
 def _check_engine(recipe: TrainRecipe) -> None:
@@ -103,14 +104,8 @@ def _check_engine(recipe: TrainRecipe) -> None:
 
 
 def _check_numbers(recipe: TrainRecipe) -> None:
-    for key, low, high in RANGES:
-        value = get(recipe, key)
-        if not low <= value <= high:
-            expected = f"{low} to {high}" if math.isfinite(high) else f"{low} or more"
-            raise ConfigError(f"{key}={value}: expected {expected}")
     for key in ("optim.lr", "optim.eps"):
-        if not 0 < get(recipe, key) < math.inf:
-            raise ConfigError(f"{key}={get(recipe, key)}: expected a number above 0")
+        above_zero(recipe, key)
     for key in ("ema.decays", "optim.betas"):
         for number in get(recipe, key):
             if not 0 <= number < 1:
@@ -148,8 +143,8 @@ def _check_model(model: NetworkOptions) -> None:
 
 
 def _check_preview(recipe: DiffusionRecipe) -> None:
-    at_least(recipe, "preview.num_images", 0)
-    at_least(recipe, "preview.every_commits", 1)
+    in_range(recipe, "preview.num_images", 0)
+    in_range(recipe, "preview.every_commits", 1)
     _check_sampler("preview.sampler", recipe.preview.sampler)
     if recipe.preview.num_images and recipe.preview.cfg_scale != 1 and not recipe.objective.p_uncond:
         raise ConfigError(
@@ -191,8 +186,7 @@ def _check_objective(recipe: DiffusionRecipe) -> None:
             "objective.loss=hybrid, or diffusion.variance=fixed_small, fixed_large or fixed_mix"
         )
     for key in ("objective.min_snr_gamma", "objective.sigma_data"):
-        if not 0 < get(recipe, key) < math.inf:
-            raise ConfigError(f"{key}={get(recipe, key)}: expected a number above 0")
+        above_zero(recipe, key)
     if recipe.diffusion.schedule == "log_snr":
         _check_continuous(recipe)
 
@@ -225,21 +219,21 @@ def _check_super_resolution(recipe: SuperResolutionRecipe) -> None:
 def check_evaluate(recipe: EvaluateRecipe) -> None:
     """Sizes of an evaluation that cannot be."""
     for key in ("image_size", "num_reference", "batch_size", "threads"):
-        at_least(recipe, key, 1)
+        in_range(recipe, key, 1)
 
 
 def check_nll(recipe: NllRecipe) -> None:
     """Settings of a likelihood evaluation that cannot be."""
     require(recipe, "model", "out", "data.shards")
     for key in ("num_samples", "batch_size", "threads"):
-        at_least(recipe, key, 1)
+        in_range(recipe, key, 1)
 
 
 def check_sample(recipe: SampleRecipe) -> None:
     """Settings of a sampling job that contradict each other."""
     require(recipe, "model", "out")
     for key in ("num_samples", "batch_size", "shard_size", "threads"):
-        at_least(recipe, key, 1)
+        in_range(recipe, key, 1)
     if recipe.shard_size % recipe.batch_size:
         raise ConfigError(f"shard_size={recipe.shard_size} is not a multiple of batch_size={recipe.batch_size}")
     if recipe.guidance.mode in ("classifier", "both"):

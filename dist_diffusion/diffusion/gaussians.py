@@ -7,7 +7,7 @@ import torch
 
 from dist_diffusion.diffusion.levels import Level
 from dist_diffusion.diffusion.options import DiffusionOptions
-from dist_diffusion.diffusion.parameterizations import Coefficients
+from dist_diffusion.diffusion.parameterizations import Coefficients, broadcast
 from dist_diffusion.diffusion.schedules import alpha_bars, betas, time_scale
 
 
@@ -39,8 +39,9 @@ class Process:
 
     def levels(self, t: torch.Tensor, like: torch.Tensor) -> tuple[Coefficients, torch.Tensor]:
         """Coefficients that broadcast over `like` (N, ...), and what the network is told (N,), at timesteps t (N,)."""
-        tables = (self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt(), self.posterior_x0, self.posterior_x_t)
-        return Coefficients(*(at(table, t, like) for table in tables)), self.model_times[t]
+        alpha_bar = self.alpha_bar[t]
+        parts = (alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), self.posterior_x0[t], self.posterior_x_t[t])
+        return Coefficients(*(broadcast(part, like) for part in parts)), self.model_times[t]
 
 
 def make_process(options: DiffusionOptions) -> Process:
@@ -60,11 +61,6 @@ def make_process(options: DiffusionOptions) -> Process:
         posterior_x_t=(1 - previous) * (1 - beta).sqrt() / (1 - alpha_bar),
         model_times=times * time_scale(options) if options.rescale_timesteps else times,
     )
-
-
-def at(table: torch.Tensor, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Entries of a table for timesteps t (N,), in float32, broadcastable over `like` (N, ...)."""
-    return table[t].float().view(-1, *[1] * (like.ndim - 1))
 
 
 def q_sample(x0: torch.Tensor, noise: torch.Tensor, level: Coefficients) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from dist_diffusion.diffusion.options import DiffusionOptions
-from dist_diffusion.diffusion.parameterizations import Coefficients
+from dist_diffusion.diffusion.parameterizations import Coefficients, broadcast
 
 MODEL_TIMES = 1000.0
 """What the network is told at pure noise; 0 is a clean image. Our choice: phi over pi / 2, on the scale of the discrete
@@ -38,8 +38,8 @@ class LogSnrProcess:
         """a + b: phi of the smallest log-SNR."""
         return math.atan(math.exp(-self.log_snr_min / 2))
 
-    def angle(self, u: float) -> float:
-        """phi of one u in [0, 1]."""
+    def angle(self, u: Angle) -> Angle:
+        """phi of u in [0, 1]."""
         return self.angle_min + u * (self.angle_max - self.angle_min)
 
     def time(self, phi: Angle) -> Angle:
@@ -48,9 +48,8 @@ class LogSnrProcess:
 
     def levels(self, u: torch.Tensor, like: torch.Tensor) -> tuple[Coefficients, torch.Tensor]:
         """Coefficients that broadcast over `like` (N, ...), and what the network is told (N,), of u (N,) in float64."""
-        phi = self.angle_min + u * (self.angle_max - self.angle_min)
-        alpha, sigma = (part.float().view(-1, *[1] * (like.ndim - 1)) for part in (phi.cos(), phi.sin()))
-        return Coefficients(alpha, sigma), self.time(phi).float()
+        phi = self.angle(u)
+        return Coefficients(broadcast(phi.cos(), like), broadcast(phi.sin(), like)), self.time(phi).float()
 
 
 def make_log_snr_process(options: DiffusionOptions) -> LogSnrProcess:

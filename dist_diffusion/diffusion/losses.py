@@ -4,10 +4,10 @@ import math
 
 import torch
 
-from dist_diffusion.diffusion.gaussians import Process, at, normal_kl, reverse_log_variance
+from dist_diffusion.diffusion.gaussians import Process, normal_kl, reverse_log_variance
 from dist_diffusion.diffusion.likelihood import discretized_gaussian_log_likelihood
 from dist_diffusion.diffusion.options import DiffusionOptions, ObjectiveOptions, Prediction
-from dist_diffusion.diffusion.parameterizations import Coefficients
+from dist_diffusion.diffusion.parameterizations import Coefficients, broadcast
 
 
 def mean_flat(values: torch.Tensor) -> torch.Tensor:
@@ -43,8 +43,8 @@ def step_log_variance(
     process: Process, options: DiffusionOptions, variance: torch.Tensor | None, t: torch.Tensor, like: torch.Tensor
 ) -> torch.Tensor:
     """The log variance of the reverse steps from timesteps t, broadcastable over `like`; see `reverse_log_variance`."""
-    tables = (process.beta.log(), process.posterior_log_variance, process.large_log_variance)
-    return reverse_log_variance(options, variance, *(at(table, t, like) for table in tables))
+    bounds = (process.beta[t].log(), process.posterior_log_variance[t], process.large_log_variance[t])
+    return reverse_log_variance(options, variance, *(broadcast(bound, like) for bound in bounds))
 
 
 def variational_bound(
@@ -62,9 +62,8 @@ def variational_bound(
     level, _ = process.levels(t, x0)
     true_mean = level.posterior_x0 * x0 + level.posterior_x_t * x_t
     mean = level.posterior_x0 * predicted_x0 + level.posterior_x_t * x_t
-    true_log_variance = at(process.posterior_log_variance, t, x0)
-    last = t == 0
-    return bound_term(x0, true_mean, true_log_variance, mean, log_variance, last)
+    true_log_variance = broadcast(process.posterior_log_variance[t], x0)
+    return bound_term(x0, true_mean, true_log_variance, mean, log_variance, last=t == 0)
 
 
 def bound_term(

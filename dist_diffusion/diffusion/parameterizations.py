@@ -21,6 +21,11 @@ class Coefficients:
     """Of x_t in that mean."""
 
 
+def broadcast(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Values of samples (N,) in float32, broadcastable over `like` (N, ...)."""
+    return values.float().view(-1, *[1] * (like.ndim - 1))
+
+
 def target(prediction: Prediction, x0: torch.Tensor, eps: torch.Tensor, at: Coefficients) -> torch.Tensor:
     """What a perfect network puts out, shaped like x0.
 

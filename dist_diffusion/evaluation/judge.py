@@ -8,6 +8,7 @@ import torch
 from dist_diffusion.config.schema import ClassifierRecipe
 from dist_diffusion.errors import ConfigError
 from dist_diffusion.evaluation.images import ImageSource
+from dist_diffusion.sampling.pixels import from_uint8
 from dist_diffusion.weights.load import load_model
 
 
@@ -60,6 +61,5 @@ def label_agreement(judge: Judge, samples: ImageSource, batch_size: int) -> floa
 
 def _classes(judge: Judge, images: np.ndarray) -> np.ndarray:
     device = next(judge.module.parameters()).device
-    # Copied: images read from a file are not writable, and torch would warn.
-    x = torch.tensor(images, device=device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    x = from_uint8(images, device)
     return judge.module(x, torch.zeros(len(x), device=device)).argmax(dim=1).cpu().numpy()

@@ -24,6 +24,7 @@ from dist_diffusion.observe.console import Console
 from dist_diffusion.observe.throughput import Throughput, human
 from dist_diffusion.sampling import npz
 from dist_diffusion.sampling.noise import ImageNoise
+from dist_diffusion.sampling.pixels import from_uint8, not_finite
 from dist_diffusion.storage import files, publish
 from dist_diffusion.weights.load import LoadedModel, load_model
 from dist_diffusion.weights.resolve import find
@@ -119,7 +120,7 @@ def bits_of(measurement: Measurement, recipe: NllRecipe, pixels: np.ndarray, ind
     """Of one batch, uint8 NHWC; the noise is each image's own."""
     module, options = measurement.model.module, measurement.trained
     device = next(module.parameters()).device
-    x0 = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    x0 = from_uint8(pixels, device)
     _, channels, height, width = x0.shape
     noise = ImageNoise(recipe.seed, NOISE, indices, (channels, height, width), device)
     labels = None
@@ -135,7 +136,7 @@ def bits_of(measurement: Measurement, recipe: NllRecipe, pixels: np.ndarray, ind
 
 def check_finite(total: torch.Tensor, indices: Sequence[int], model: str) -> None:
     """NonFiniteError names the images that have no likelihood."""
-    wrong = [index for index, finite in zip(indices, total.isfinite().tolist(), strict=True) if not finite]
+    wrong = not_finite(total, indices)
     if wrong:
         raise NonFiniteError(
             f"the bits per dimension of images {', '.join(map(str, wrong))} under {model} are not finite: its weights, "

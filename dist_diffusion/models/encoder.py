@@ -13,23 +13,22 @@ from dist_diffusion.models.options import NetworkOptions
 class Blocks:
     """Builds the residual and attention blocks of one network: all that they have in common."""
 
-    emb_channels: int
-    dropout: float
-    scale_shift_norm: bool
-    resblock_updown: bool
+    options: NetworkOptions
     num_heads: int
-    num_head_channels: int | None
-    new_attention_order: bool
+    """The decoder's may be others than the options'."""
     recompute: bool
 
-    def residual(self, channels: int, out_channels: int) -> ResBlock:
-        """A block that changes the channels."""
-        return ResBlock(channels, self.emb_channels, out_channels, self.dropout, self.scale_shift_norm)
+    def residual(
+        self, channels: int, out_channels: int, direction: type[Downsample] | type[Upsample] | None = None
+    ) -> ResBlock:
+        """A block that changes the channels, and with a direction the resolution."""
+        o = self.options
+        return ResBlock(channels, 4 * o.channels, out_channels, o.dropout, o.scale_shift_norm, direction)
 
     def attention(self, channels: int) -> AttentionBlock:
         """Self-attention with the configured heads."""
-        heads = split_heads(channels, self.num_heads, self.num_head_channels)
-        return AttentionBlock(channels, heads, self.new_attention_order)
+        heads = split_heads(channels, self.num_heads, self.options.num_head_channels)
+        return AttentionBlock(channels, heads, self.options.new_attention_order)
 
     def sequence(self, *layers: nn.Module) -> TimestepSequential:
         """The blocks between two skips."""
@@ -37,27 +36,13 @@ class Blocks:
 
     def halved(self, size: int) -> int:
         """The size after a halving: averages leave the last row of an odd size out, convolutions do not."""
-        return size // 2 if self.resblock_updown else (size + 1) // 2
+        return size // 2 if self.options.resblock_updown else (size + 1) // 2
 
     def resample(self, channels: int, direction: type[Downsample] | type[Upsample]) -> nn.Module:
         """Halve or double the resolution, by a residual block or a plain convolution."""
-        if not self.resblock_updown:
+        if not self.options.resblock_updown:
             return direction(channels, use_conv=True)
-        return ResBlock(channels, self.emb_channels, channels, self.dropout, self.scale_shift_norm, direction)
-
-
-def network_blocks(options: NetworkOptions, num_heads: int, recompute: bool) -> Blocks:
-    """The blocks of a network's encoder or decoder."""
-    return Blocks(
-        emb_channels=4 * options.channels,
-        dropout=options.dropout,
-        scale_shift_norm=options.scale_shift_norm,
-        resblock_updown=options.resblock_updown,
-        num_heads=num_heads,
-        num_head_channels=options.num_head_channels,
-        new_attention_order=options.new_attention_order,
-        recompute=recompute,
-    )
+        return self.residual(channels, channels, direction)
 
 
 @dataclass(frozen=True)
@@ -107,7 +92,7 @@ def level_widths(options: NetworkOptions) -> list[int]:
 def build_encoder(options: NetworkOptions, in_channels: int, recompute: bool) -> Encoder:
     """Input blocks and middle block (arXiv 2105.05233, section 3)."""
     assert options.image_size
-    blocks = network_blocks(options, options.num_heads, recompute)
+    blocks = Blocks(options, options.num_heads, recompute)
     widths, attention = level_widths(options), attention_factors(options)
     current, factor, size = widths[0], 1, options.image_size
     input_blocks = nn.ModuleList([blocks.sequence(nn.Conv2d(in_channels, current, 3, padding=1))])

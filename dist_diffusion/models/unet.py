@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from dist_diffusion.errors import ConfigError
-from dist_diffusion.models.encoder import Encoder, attention_factors, build_encoder, level_widths, network_blocks
+from dist_diffusion.models.encoder import Blocks, Encoder, attention_factors, build_encoder, level_widths
 from dist_diffusion.models.layers import (
     GroupNorm32,
     Upsample,
@@ -64,7 +64,7 @@ def check_halvings(options: UNetOptions) -> None:
 def build_decoder(options: UNetOptions, encoder: Encoder, recompute: bool) -> tuple[nn.ModuleList, int]:
     """Output blocks, each given the encoder's at its level, last first, and the channels that they end with."""
     heads = options.num_heads if options.num_heads_upsample is None else options.num_heads_upsample
-    blocks = network_blocks(options, heads, recompute)
+    blocks = Blocks(options, heads, recompute)
     attention = attention_factors(options)
     output_blocks = nn.ModuleList()
     skips, current, factor = list(encoder.skip_channels), encoder.channels, encoder.downsampling

@@ -23,6 +23,7 @@ from dist_diffusion.sampling import plan
 from dist_diffusion.sampling.low_res import LowRes, check_low_res
 from dist_diffusion.sampling.models import Models, check_guidance, diffusion_recipe
 from dist_diffusion.sampling.noise import ImageNoise
+from dist_diffusion.sampling.pixels import not_finite, to_uint8
 from dist_diffusion.weights.load import LoadedModel
 
 Generate = Callable[[Sequence[int]], tuple[np.ndarray, np.ndarray | None]]
@@ -122,16 +123,9 @@ def label_classes(models: Models, options: UNetOptions) -> int:
 
 def check_finite(x: torch.Tensor, indices: Sequence[int]) -> None:
     """NonFiniteError names the images that are no images."""
-    finite = x.isfinite().flatten(1).all(dim=1).tolist()
-    wrong = [index for index, is_finite in zip(indices, finite, strict=True) if not is_finite]
+    wrong = not_finite(x, indices)
     if wrong:
         raise NonFiniteError(
             f"images {', '.join(map(str, wrong))} are not finite: the weights are not, or the guidance drove them "
             "there (lower its scale, or begin at a less noisy level, see docs/sampling.md)"
         )
-
-
-def to_uint8(x: torch.Tensor) -> np.ndarray:
-    """Images in [-1, 1], NCHW, as uint8 NHWC (truncated, as the released samplers do)."""
-    pixels = ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -9,6 +9,7 @@ from dist_diffusion.errors import ConfigError, DataError
 from dist_diffusion.models.options import SuperResolutionOptions, UNetOptions
 from dist_diffusion.sampling.job import Job, PinnedRows, is_job, merged_npz
 from dist_diffusion.sampling.npz_images import NpzImages
+from dist_diffusion.sampling.pixels import from_uint8
 from dist_diffusion.storage import files
 
 
@@ -23,8 +24,7 @@ class LowRes:
 
     def images(self, indices: Sequence[int], device: torch.device | str) -> torch.Tensor:
         """Float32 NCHW in [-1, 1]."""
-        pixels = torch.from_numpy(self._pixels[self._rows(indices)])
-        return pixels.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return from_uint8(self._pixels[self._rows(indices)], device)
 
     def labels(self, indices: Sequence[int]) -> np.ndarray | None:
         """Int64 (N,), or None where the source has none."""

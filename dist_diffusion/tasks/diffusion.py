@@ -57,12 +57,12 @@ class DiffusionTask:
         """
         predicted, variance = split(output, self.options)
         if self.objective.loss == "kl":
-            return {"vb": self.num_timesteps * self.bound(predicted, variance, x0, made)}
+            return {"vb": self.options.num_timesteps * self.bound(predicted, variance, x0, made)}
         wanted = target(self.options.prediction, x0, noise, made.level)
         weight = losses.snr_weight(self.objective, self.options.prediction, made.level)
         terms = {"mse": weight * losses.simple(predicted, wanted)}
         if self.objective.loss != "simple":
-            scale = self.num_timesteps / 1000 if self.objective.loss == "rescaled" else 1.0
+            scale = self.options.num_timesteps / 1000 if self.objective.loss == "rescaled" else 1.0
             terms["vb"] = scale * self.bound(predicted.detach(), variance, x0, made)
         return terms
 
@@ -74,11 +74,6 @@ class DiffusionTask:
         predicted_x0 = x0_from(self.options.prediction, predicted, made.x_t, made.level)
         log_variance = losses.step_log_variance(self.process, self.options, variance, made.t, x0)
         return losses.variational_bound(self.process, x0, predicted_x0, log_variance, made.x_t, made.t)
-
-    @property
-    def num_timesteps(self) -> int:
-        """T."""
-        return self.options.num_timesteps
 
     def labels(self, batch: TaskBatch) -> torch.Tensor | None:
         """The labels, dropped ones replaced by the null label, which is the last row; None if unconditional."""

@@ -15,10 +15,7 @@ from dist_diffusion.distributed.environment import Topology
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.distributed.signals import StopFlag
 from dist_diffusion.engine.engine import TrainingEngine
-from dist_diffusion.errors import (
-    DONE,
-    alike,
-)
+from dist_diffusion.errors import DONE, alike
 from dist_diffusion.models.build import build as build_model
 from dist_diffusion.observe.console import Console
 from dist_diffusion.runs import lease as leases

@@ -4,6 +4,8 @@ from dist_diffusion.config.checks import get
 from dist_diffusion.config.schema import ClassifierRecipe, DiffusionRecipe, SuperResolutionRecipe, TrainRecipe
 from dist_diffusion.models.options import ClassifierOptions, SuperResolutionOptions, UNetOptions
 
+THEIR_CLASSES = 1000
+"""Written into guided-diffusion's script_util.py."""
 THEIR_CHANNEL_MULT: dict[int | None, tuple[float, ...]] = {
     512: (0.5, 1, 1, 2, 2, 4, 4),
     256: (1, 1, 2, 2, 4, 4),

@@ -12,7 +12,7 @@ from dist_diffusion.config.schema import ClassifierRecipe, TrainRecipe
 from dist_diffusion.errors import CheckpointError, ConfigError
 from dist_diffusion.storage import files, publish
 from dist_diffusion.weights import files as weight_files
-from dist_diffusion.weights.flags import flags, unsupported
+from dist_diffusion.weights.flags import THEIR_CLASSES, flags, unsupported
 from dist_diffusion.weights.foreign import read_state_dict
 from dist_diffusion.weights.load import load_model
 from dist_diffusion.weights.shapes import (
@@ -27,8 +27,6 @@ from dist_diffusion.weights.shapes import (
 )
 
 RECIPE_SUFFIX = ".yaml"
-THEIR_CLASSES = 1000
-"""Written into guided-diffusion's script_util.py."""
 
 Say = Callable[[str], None]
 

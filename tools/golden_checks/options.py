@@ -4,13 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dist_diffusion.models.options import ClassifierOptions, SuperResolutionOptions, UNetOptions
+from dist_diffusion.weights.flags import THEIR_CHANNEL_MULT, THEIR_CLASSES, THEIR_UPSAMPLER_MULT
 from golden_checks.report import MissingError
 
-NUM_CLASSES = 1000
-"""Where the options name no other number."""
-CHANNEL_MULT = {512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4)}
-"""Of image sizes, where the option is empty."""
-UPSAMPLER_CHANNEL_MULT = {**CHANNEL_MULT, 512: CHANNEL_MULT[256]}
 SAME_NUMBERS = ("use_checkpoint", "use_fp16", "small_size")
 """Options that change no value of an fp32 network."""
 FIXED = {"dims": 2, "conv_resample": True, "in_channels": 3}
@@ -79,7 +75,7 @@ def network_options(kind: str, options: Mapping[str, Any], label_rows: int | Non
 def unet(given: Given, upsampler: bool, label_rows: int | None) -> UNetOptions:
     """The UNet, or the super-resolution UNet: what is not named is as the released script has it."""
     size = given.take(64, "large_size", "image_size")
-    automatic = UPSAMPLER_CHANNEL_MULT if upsampler else CHANNEL_MULT
+    automatic = THEIR_UPSAMPLER_MULT if upsampler else THEIR_CHANNEL_MULT
     outputs = 6 if given.take(False, "learn_sigma") else 3
     kind = SuperResolutionOptions if upsampler else UNetOptions
     return kind(
@@ -96,7 +92,7 @@ def unet(given: Given, upsampler: bool, label_rows: int | None) -> UNetOptions:
         dropout=given.take(0.0, "dropout"),
         image_size=size,
         out_channels=given.take(outputs, "out_channels"),
-        num_classes=label_classes(given, upsampler, label_rows or NUM_CLASSES),
+        num_classes=label_classes(given, upsampler, label_rows or THEIR_CLASSES),
         null_label=False,
     )
 
@@ -122,7 +118,7 @@ def classifier(given: Given) -> ClassifierOptions:
     return ClassifierOptions(
         channels=given.take(128, "model_channels", "num_channels", "classifier_width"),
         num_res_blocks=given.take(2, "num_res_blocks", "classifier_depth"),
-        channel_mult=channel_mult(given, CHANNEL_MULT, size),
+        channel_mult=channel_mult(given, THEIR_CHANNEL_MULT, size),
         attention_resolutions=attention(given, "32,16,8"),
         num_heads=given.take(1, "num_heads"),
         num_head_channels=positive(given.take(64 if script else None, "num_head_channels")),
@@ -132,11 +128,11 @@ def classifier(given: Given) -> ClassifierOptions:
         new_attention_order=given.take(False, "use_new_attention_order"),
         dropout=given.take(0.0, "dropout"),
         image_size=size,
-        num_classes=given.take(NUM_CLASSES, "out_channels", "num_classes"),
+        num_classes=given.take(THEIR_CLASSES, "out_channels", "num_classes"),
     )
 
 
-def channel_mult(given: Given, automatic: Mapping[int, tuple[float, ...]], image_size: int) -> tuple[float, ...]:
+def channel_mult(given: Given, automatic: Mapping[int | None, tuple[float, ...]], image_size: int) -> tuple[float, ...]:
     """The multipliers named, else the image size's."""
     named = numbers(given.take("", "channel_mult") or "")
     if not named and image_size not in automatic:
