@@ -96,7 +96,8 @@ def build_venv(wheels: "list[str]") -> None:
     pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", "--use-pep517"]
     # One call for all that has dependencies: torch's exact pin then decides for every package that asks for torch.
     run([*pip, "-r", "requirements.txt", "-r", "requirements-dev.txt", *wheels])
-    run([*pip, "--no-deps", "-r", "requirements-nodeps.txt", "-r", "requirements-bench.txt", "-e", "."])
+    bare = ["requirements-nodeps.txt", "requirements-bench.txt", "requirements-diffusers.txt"]
+    run([*pip, "--no-deps", *(part for name in bare for part in ("-r", name)), "-e", "."])
 
 
 def provide_dataset() -> None:

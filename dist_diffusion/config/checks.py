@@ -1,18 +1,21 @@
 """What the types cannot say of a recipe: found before anything is started."""
 
 import functools
+import itertools
 import math
 from typing import Any
 
+from dist_diffusion.config.points import guidance_points
 from dist_diffusion.config.schema import (
     DiffusionRecipe,
     EvaluateRecipe,
     NllRecipe,
     SampleRecipe,
     SuperResolutionRecipe,
+    SweepRecipe,
     TrainRecipe,
 )
-from dist_diffusion.diffusion.options import LEARNED_VARIANCES, DiffusionOptions, SamplerOptions
+from dist_diffusion.diffusion.options import LEARNED_VARIANCES, DiffusionOptions, GuidanceOptions, SamplerOptions
 from dist_diffusion.errors import ConfigError
 from dist_diffusion.models.options import NetworkOptions, UNetOptions
 
@@ -39,6 +42,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("threads", 1, math.inf),
     ("checkpoint.every", 1, math.inf),
     ("checkpoint.keep", 0, math.inf),
+    *((f"validation.{name}", 1, math.inf) for name in ("num_samples", "every_commits", "batch_size")),
     ("engine.max_nonfinite_steps", 1, math.inf),
     # Rank 0 may watch another host's lease for a minute while the other ranks wait in a collective.
     ("engine.timeout_s", 120, math.inf),
@@ -81,18 +85,18 @@ def check_train(recipe: TrainRecipe, world_size: int) -> None:
         _check_preview(recipe)
 
 
-def in_range(recipe: object, key: str, low: float, high: float = math.inf) -> None:
-    """ConfigError where a number that is given lies outside; nan lies in no range."""
+def in_range(recipe: object, key: str, low: float, high: float = math.inf, prefix: str = "") -> None:
+    """ConfigError where a number that is given lies outside; nan lies in no range. `prefix` is of the key."""
     value = get(recipe, key)
     if value is not None and not low <= value <= high:
         expected = f"{low} to {high}" if math.isfinite(high) else f"{low} or more"
-        raise ConfigError(f"{key}={value}: expected {expected}")
+        raise ConfigError(f"{prefix and prefix + '.'}{key}={value}: expected {expected}")
 
 
-def above_zero(recipe: object, key: str) -> None:
+def above_zero(recipe: object, key: str, prefix: str = "") -> None:
     """ConfigError where a number is not positive and finite."""
     if not 0 < get(recipe, key) < math.inf:
-        raise ConfigError(f"{key}={get(recipe, key)}: expected a number above 0")
+        raise ConfigError(f"{prefix and prefix + '.'}{key}={get(recipe, key)}: expected a number above 0")
 
 
 def _check_engine(recipe: TrainRecipe) -> None:
@@ -157,6 +161,41 @@ def _check_sampler(key: str, sampler: SamplerOptions) -> None:
         raise ConfigError(f"{key}.eta={sampler.eta}: expected 0 to 1")
     if sampler.eta and sampler.name != "ddim":
         raise ConfigError(f"{key}.eta={sampler.eta} is DDIM's; {key}.name is {sampler.name}")
+    if not 0 < sampler.sigma_min < sampler.sigma_max:
+        raise ConfigError(
+            f"{key}.sigma_min={sampler.sigma_min}, {key}.sigma_max={sampler.sigma_max}: expected the first above 0 and "
+            "below the second"
+        )
+    for name in ("rho", "churn_noise"):
+        above_zero(sampler, name, key)
+    for name in ("churn", "churn_min", "churn_max"):
+        in_range(sampler, name, 0, prefix=key)
+    if sampler.churn and sampler.name not in ("euler", "heun"):
+        raise ConfigError(f"{key}.churn={sampler.churn} is of euler and heun; {key}.name is {sampler.name}")
+
+
+def check_guidance(guidance: GuidanceOptions, sampler: SamplerOptions) -> None:
+    """Guidance settings that cannot be, alone or with the sampler."""
+    key = "guidance"
+    if guidance.interval is not None and not 0 <= guidance.interval[0] < guidance.interval[1]:
+        raise ConfigError(f"{key}.interval={list(guidance.interval)}: expected two values of sigma / alpha, ascending")
+    for name in ("cfg_scale", "classifier_scale", "auto_scale"):
+        if not math.isfinite(getattr(guidance, name)):
+            raise ConfigError(f"{key}.{name}={getattr(guidance, name)}: expected a number")
+    in_range(guidance, "cfg_rescale", 0, 1, prefix=key)
+    in_range(guidance, "apg_eta", 0, prefix=key)
+    in_range(guidance, "apg_momentum", -1, 1, prefix=key)
+    above_zero(guidance, "classifier_temperature", key)
+    for name in ("apg_norm", "gradient_clamp"):
+        if getattr(guidance, name) is not None:
+            above_zero(guidance, name, key)
+    if guidance.cfg_plus_plus and guidance.mode in ("cfg", "both"):
+        in_range(guidance, "cfg_scale", 0, 1, prefix=key)
+        if sampler.eta or sampler.name not in ("ddim", "euler"):
+            raise ConfigError(
+                f"{key}.cfg_plus_plus is for sampler.name=euler, and ddim with sampler.eta=0; this is {sampler.name}, "
+                f"eta {sampler.eta}"
+            )
 
 
 def _check_exports(recipe: TrainRecipe) -> None:
@@ -185,10 +224,16 @@ def _check_objective(recipe: DiffusionRecipe) -> None:
             f"objective.loss=simple trains no variance, diffusion.variance={variance} samples with it: use "
             "objective.loss=hybrid, or diffusion.variance=fixed_small, fixed_large or fixed_mix"
         )
-    for key in ("objective.min_snr_gamma", "objective.sigma_data"):
+    for key in ("objective.min_snr_gamma", "objective.log_sigma_std", "diffusion.sigma_data"):
         above_zero(recipe, key)
+    in_range(recipe, "objective.log_sigma_mean", -MAX_LOG_SNR / 2, MAX_LOG_SNR / 2)
     if recipe.diffusion.schedule == "log_snr":
         _check_continuous(recipe)
+    elif recipe.objective.timesteps == "log_normal":
+        raise ConfigError(
+            "objective.timesteps=log_normal needs noise levels between timesteps, diffusion.schedule="
+            f"{recipe.diffusion.schedule} has none: use diffusion.schedule=log_snr"
+        )
 
 
 def _check_continuous(recipe: DiffusionRecipe) -> None:
@@ -196,7 +241,7 @@ def _check_continuous(recipe: DiffusionRecipe) -> None:
     allowed = {
         "objective.loss": ("simple",),
         "diffusion.variance": ("fixed_small", "fixed_large", "fixed_mix"),
-        "diffusion.prediction": ("eps", "x0", "v"),
+        "diffusion.prediction": ("eps", "x0", "v", "edm"),
     }
     for key, values in allowed.items():
         if get(recipe, key) not in values:
@@ -238,4 +283,44 @@ def check_sample(recipe: SampleRecipe) -> None:
         raise ConfigError(f"shard_size={recipe.shard_size} is not a multiple of batch_size={recipe.batch_size}")
     if recipe.guidance.mode in ("classifier", "both"):
         require(recipe, "guidance.classifier")
+    if recipe.guidance.auto_scale != 1:
+        require(recipe, "guidance.auto_model")
     _check_sampler("sampler", recipe.sampler)
+    check_guidance(recipe.guidance, recipe.sampler)
+
+
+def check_sweep(recipe: SweepRecipe) -> None:
+    """Settings of a sweep that contradict each other, or that make no points."""
+    require(recipe, "model", "out", "reference")
+    in_range(recipe, "num_reference", 1)
+    in_range(recipe, "grid_images", 0)
+    _check_scales(recipe)
+    points = guidance_points(recipe)
+    for point in points:
+        check_sample(point.recipe)
+    names = [point.name for point in points]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise ConfigError(f"the sweep has {', '.join(twice)} more than once: give each mode and scale once")
+
+
+def _check_scales(recipe: SweepRecipe) -> None:
+    defaults = GuidanceOptions()
+    for key in ("mode", "cfg_scale", "classifier_scale"):
+        if getattr(recipe.guidance, key) != getattr(defaults, key):
+            raise ConfigError(
+                f"guidance.{key}={getattr(recipe.guidance, key)}: a sweep's points have their own, leave it out and "
+                "give modes, cfg_scales, classifier_scales and both"
+            )
+    if not recipe.modes:
+        raise ConfigError("modes is empty: expected some of none, cfg, classifier, both")
+    for mode, key in (("cfg", "cfg_scales"), ("classifier", "classifier_scales"), ("both", "both")):
+        if mode in recipe.modes and not getattr(recipe, key):
+            raise ConfigError(f"modes has {mode}, but {key} is empty: give its scales, or leave the mode out of modes")
+    for pair in recipe.both:
+        # OmegaConf does not look into lists of lists.
+        if len(pair) != 2 or not all(isinstance(scale, int | float) for scale in pair):
+            raise ConfigError(f"both holds {list(pair)}: expected pairs of numbers, [cfg_scale, classifier_scale]")
+    for scale in (*recipe.cfg_scales, *recipe.classifier_scales, *itertools.chain(*recipe.both)):
+        if not math.isfinite(scale):
+            raise ConfigError(f"the sweep has a scale of {scale}: expected a number")

@@ -29,7 +29,7 @@ def load(schema: type[Recipe], path: str, overrides: Sequence[str]) -> Recipe:
 
 def load_options(schema: type[Recipe], overrides: Sequence[str]) -> Recipe:
     """The settings of a command without a recipe: defaults, then the overrides."""
-    return _typed(schema, [("the command line", _override(text)) for text in overrides])
+    return _typed(schema, _command_line(overrides))
 
 
 def load_train(path: str, overrides: Sequence[str]) -> TrainRecipe:
@@ -53,7 +53,16 @@ def from_dict(content: dict[str, Any], source: str) -> TrainRecipe:
     # An interpolation would be resolved from this process's environment, which a foreign file has no business with.
     if "${" in json.dumps(content):
         raise ConfigError(f"{source}: its recipe has an interpolation (${{...}}); a resolved one has none")
-    return _typed(TASKS[task], [(source, OmegaConf.create(content))])
+    return _typed(TASKS[task], [(source, OmegaConf.create(part)) for part in _in_todays_keys(content)])
+
+
+def _in_todays_keys(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The content in layers, for which today's diffusion.sigma_data was once objective.sigma_data."""
+    objective = content.get("objective")
+    if not isinstance(objective, dict) or "sigma_data" not in objective:
+        return [content]
+    kept = {key: value for key, value in objective.items() if key != "sigma_data"}
+    return [{**content, "objective": kept}, {"diffusion": {"sigma_data": objective["sigma_data"]}}]
 
 
 def to_dict(recipe: Any) -> dict[str, Any]:
@@ -63,7 +72,7 @@ def to_dict(recipe: Any) -> dict[str, Any]:
 
 def to_yaml(recipe: Any) -> str:
     """A recipe as YAML that `load` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(recipe)))
 
 
 def _layers(path: str, overrides: Sequence[str]) -> list[tuple[str, DictConfig]]:
@@ -77,7 +86,12 @@ def _layers(path: str, overrides: Sequence[str]) -> list[tuple[str, DictConfig]]
         base = content.pop("base", None)
         layers.insert(0, (str(current), content))
         current = current.parent / base if base else None
-    return [*layers, *(("the command line", _override(text)) for text in overrides)]
+    return [*layers, *_command_line(overrides)]
+
+
+def _command_line(overrides: Sequence[str]) -> list[tuple[str, DictConfig]]:
+    """(source, content) of each; a source that says which, for not all of OmegaConf's messages name the key."""
+    return [(f"{text!r} on the command line", _override(text)) for text in overrides]
 
 
 def _read(path: Path) -> DictConfig:

@@ -10,10 +10,19 @@ from typing import NamedTuple
 import torch
 
 from dist_diffusion.diffusion.gaussians import make_process, reverse_log_variance
-from dist_diffusion.diffusion.levels import Level
+from dist_diffusion.diffusion.levels import ROUNDING, Level
 from dist_diffusion.diffusion.options import LEARNED_VARIANCES, DiffusionOptions
-from dist_diffusion.diffusion.parameterizations import Coefficients, eps_from, image_of, noise_of, x0_from
+from dist_diffusion.diffusion.parameterizations import (
+    Coefficients,
+    eps_from,
+    image_of,
+    network_input,
+    noise_of,
+    x0_from,
+)
 from dist_diffusion.diffusion.schedules import time_scale
+from dist_diffusion.diffusion.timeline import Timeline
+from dist_diffusion.errors import ConfigError
 
 
 class Prediction(NamedTuple):
@@ -22,10 +31,18 @@ class Prediction(NamedTuple):
     x0: torch.Tensor
     eps: torch.Tensor
     log_variance: torch.Tensor | None
+    renoise: torch.Tensor | None = None
+    """What CFG++ noises x0 with again in place of eps."""
+
+    @property
+    def direction(self) -> torch.Tensor:
+        """The noise that a deterministic step puts back."""
+        return self.eps if self.renoise is None else self.renoise
 
 
 Model = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 Denoiser = Callable[[torch.Tensor, Level, torch.Tensor | None], Prediction]
+EdmDenoiser = Callable[[torch.Tensor, float, torch.Tensor | None], torch.Tensor]
 
 
 def from_eps(x_t: torch.Tensor, level: Level, eps: torch.Tensor, log_variance: torch.Tensor | None) -> Prediction:
@@ -44,11 +61,11 @@ def model_denoiser(model: Model, options: DiffusionOptions) -> Denoiser:
 
     def denoise(x_t: torch.Tensor, level: Level, labels: torch.Tensor | None) -> Prediction:
         time = torch.full((len(x_t),), level.model_time, device=x_t.device)
-        output = model(x_t, time, labels).float()
-        predicted, variance = split(output, options)
         at = coefficients(level)
-        x0 = x0_from(options.prediction, predicted, x_t, at)
-        eps = eps_from(options.prediction, predicted, x_t, at)
+        output = model(network_input(options, x_t, at), time, labels).float()
+        predicted, variance = split(output, options)
+        x0 = x0_from(options, predicted, x_t, at)
+        eps = eps_from(options, predicted, x_t, at)
         return Prediction(x0, eps, level_log_variance(options, level, variance, x_t))
 
     return denoise
@@ -84,11 +101,30 @@ def level_log_variance(
     return reverse_log_variance(options, variance, *(torch.full((), bound, device=like.device) for bound in bounds))
 
 
+def edm_denoiser(denoiser: Denoiser, times: Timeline) -> EdmDenoiser:
+    """The same denoiser as EDM's D(x, sigma, labels): x0 of x = x0 + sigma n, n standard normal (arXiv 2206.00364).
+
+    ConfigError where sigma is none that the network was trained on. Predictions of the mean are of whole timesteps, and
+    have no such view.
+    """
+
+    def denoise(x: torch.Tensor, sigma: float, labels: torch.Tensor | None) -> torch.Tensor:
+        if not times.sigma_min * (1 - ROUNDING) <= sigma <= times.sigma_max * (1 + ROUNDING):
+            raise ConfigError(
+                f"sigma={sigma:.6g}: the model was trained from {times.sigma_min:.6g} to {times.sigma_max:.6g}, stay "
+                "within"
+            )
+        level = times.level(sigma)
+        return denoiser(level.alpha * x, level, labels).x0
+
+    return denoise
+
+
 def clipped(denoiser: Denoiser) -> Denoiser:
     """The same denoiser with x0 limited to the images' range [-1, 1], eps following it."""
 
     def denoise(x_t: torch.Tensor, level: Level, labels: torch.Tensor | None) -> Prediction:
-        x0, _, log_variance = denoiser(x_t, level, labels)
-        return from_x0(x_t, level, x0.clamp(-1, 1), log_variance)
+        found = denoiser(x_t, level, labels)
+        return from_x0(x_t, level, found.x0.clamp(-1, 1), found.log_variance)._replace(renoise=found.renoise)
 
     return denoise

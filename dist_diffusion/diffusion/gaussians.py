@@ -1,6 +1,5 @@
 """The Gaussians of a diffusion process, for one level (sampling) or a batch of timesteps (training)."""
 
-import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -69,12 +68,13 @@ def q_sample(x0: torch.Tensor, noise: torch.Tensor, level: Coefficients) -> torc
 
 
 def posterior_mean(x0: torch.Tensor, x_t: torch.Tensor, level: Level, following: Level) -> torch.Tensor:
-    """The mean of q(x_following | x_t, x0) (arXiv 2006.11239, equation 7)."""
-    ratio = (level.alpha / following.alpha) ** 2
-    beta = 1 - ratio
-    from_x0 = beta * following.alpha / level.sigma**2
-    from_x_t = following.sigma**2 * math.sqrt(ratio) / level.sigma**2
-    return from_x0 * x0 + from_x_t * x_t
+    """The mean of q(x_following | x_t, x0) (arXiv 2006.11239, equation 7).
+
+    By the ratio of their signal-to-noise ratios (arXiv 2207.12598, equation 3): 1 - alpha^2 would lose its digits where
+    alpha is almost 1.
+    """
+    ratio = (following.edm_sigma / level.edm_sigma) ** 2
+    return (1 - ratio) * following.alpha * x0 + ratio * following.alpha / level.alpha * x_t
 
 
 def reverse_log_variance(

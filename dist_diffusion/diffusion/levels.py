@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+ROUNDING = 1e-6
+"""Relative, of a noise level that was computed from another one or given with a few digits."""
+
 
 @dataclass(frozen=True)
 class Level:
@@ -17,6 +20,11 @@ class Level:
     log_beta: float = 0.0
     log_posterior_variance: float = 0.0
     log_large_variance: float = 0.0
+
+    @property
+    def edm_sigma(self) -> float:
+        """sigma / alpha: the noise of the image x_t / alpha, which EDM (arXiv 2206.00364) calls sigma."""
+        return self.sigma / self.alpha
 
 
 CLEAN = Level(alpha=1.0, sigma=0.0, model_time=0.0)

@@ -42,6 +42,15 @@ class LogSnrProcess:
         """phi of u in [0, 1]."""
         return self.angle_min + u * (self.angle_max - self.angle_min)
 
+    def log_normal(self, u: torch.Tensor, mean: float, std: float) -> torch.Tensor:
+        """The u whose levels have log(sigma / alpha) normally distributed, of uniform u (N,) in [0, 1) in float64.
+
+        EDM's noise distribution (arXiv 2206.00364, table 1), by its inverse. What falls outside of the process, u = 0
+        too, is moved to its end.
+        """
+        log_sigma = (mean + std * torch.special.ndtri(u)).clamp(-self.log_snr_max / 2, -self.log_snr_min / 2)
+        return (log_sigma.exp().atan() - self.angle_min) / (self.angle_max - self.angle_min)
+
     def time(self, phi: Angle) -> Angle:
         """What the network is told at an angle: bounded, and smooth in the log-SNR."""
         return MODEL_TIMES * phi / (math.pi / 2)

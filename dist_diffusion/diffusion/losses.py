@@ -6,7 +6,7 @@ import torch
 
 from dist_diffusion.diffusion.gaussians import Process, normal_kl, reverse_log_variance
 from dist_diffusion.diffusion.likelihood import discretized_gaussian_log_likelihood
-from dist_diffusion.diffusion.options import DiffusionOptions, ObjectiveOptions, Prediction
+from dist_diffusion.diffusion.options import DiffusionOptions, ObjectiveOptions
 from dist_diffusion.diffusion.parameterizations import Coefficients, broadcast
 
 
@@ -20,23 +20,27 @@ def simple(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return mean_flat((target - predicted) ** 2)
 
 
-def snr_weight(options: ObjectiveOptions, prediction: Prediction, level: Coefficients) -> torch.Tensor | float:
+def snr_weight(objective: ObjectiveOptions, options: DiffusionOptions, level: Coefficients) -> torch.Tensor | float:
     """What the squared error of a prediction is weighted with at a level's signal-to-noise ratio alpha^2 / sigma^2.
 
     As a weight of the image's squared error it is min(SNR, gamma) for min_snr (arXiv 2303.09556, equation 7), and
     SNR + 1 / sigma_data^2 for edm (arXiv 2206.00364, table 1, with sigma^2 = 1 / SNR). The noise's error is SNR times
-    the image's, that of v SNR + 1 times, the mean's the square of its coefficient times, which is divided out.
+    the image's, that of v SNR + 1 times, that of prediction edm SNR + 1 / sigma_data^2 times, the mean's the square of
+    its coefficient times, which is divided out: for prediction edm, uniform and edm are the same.
     """
-    if options.weighting == "uniform":
+    if objective.weighting == "uniform":
         return 1.0
     alpha, sigma = torch.as_tensor(level.alpha).flatten(), torch.as_tensor(level.sigma).flatten()
     snr = (alpha / sigma) ** 2
-    weight = snr.clamp(max=options.min_snr_gamma) if options.weighting == "min_snr" else snr + options.sigma_data**-2
-    if prediction == "eps":
+    of_edm = snr + options.sigma_data**-2
+    weight = snr.clamp(max=objective.min_snr_gamma) if objective.weighting == "min_snr" else of_edm
+    if options.prediction == "eps":
         return weight / snr
-    if prediction == "mean":
+    if options.prediction == "mean":
         return weight / torch.as_tensor(level.posterior_x0).flatten() ** 2
-    return weight / (snr + 1) if prediction == "v" else weight
+    if options.prediction == "edm":
+        return weight / of_edm
+    return weight / (snr + 1) if options.prediction == "v" else weight
 
 
 def step_log_variance(

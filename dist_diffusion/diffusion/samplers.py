@@ -50,7 +50,7 @@ def ddim(
     for level, following in pairwise(levels):
         prediction = denoiser(x, level, labels)
         sigma = ddim_sigma(level, following, eta) if eta else 0.0
-        x = following.alpha * prediction.x0 + ddim_direction(following, sigma) * prediction.eps
+        x = following.alpha * prediction.x0 + ddim_direction(following, sigma) * prediction.direction
         if eta:
             x = x + sigma * noise()
     return x

@@ -6,7 +6,7 @@ from itertools import accumulate
 import torch
 
 from dist_diffusion.diffusion.levels import CLEAN, Level
-from dist_diffusion.diffusion.log_snr import make_log_snr_process
+from dist_diffusion.diffusion.log_snr import LogSnrProcess, make_log_snr_process
 from dist_diffusion.diffusion.options import DiffusionOptions
 from dist_diffusion.errors import ConfigError
 
@@ -87,21 +87,25 @@ def _strided(count: int, num_timesteps: int) -> list[int]:
 
 
 def sampling_levels(options: DiffusionOptions, steps: str) -> list[Level]:
-    """The path from the noisiest level down to the clean one, of a respaced process or in continuous time."""
-    if options.schedule == "log_snr":
-        return _continuous_levels(options, steps)
-    kept = respace(steps, options.num_timesteps)
+    """The path from the noisiest level down to the clean one, of a respaced process or evenly in continuous time."""
+    if options.schedule != "log_snr":
+        return respaced_path(options, respace(steps, options.num_timesteps))
+    if not steps.isdecimal() or not int(steps):
+        raise ConfigError(f"steps={steps}: in continuous time (diffusion.schedule=log_snr) expected a count")
+    # Both ends included (arXiv 2207.12598, Algorithm 2).
+    process, last = make_log_snr_process(options), int(steps) - 1
+    return continuous_path(process, [process.angle(k / last if last else 1.0) for k in range(last + 1)])
+
+
+def respaced_path(options: DiffusionOptions, kept: list[int]) -> list[Level]:
+    """The path of the kept timesteps, ascending, of a discrete process."""
     bars = alpha_bars(betas(options))[kept].tolist()
     times = [t * time_scale(options) for t in kept]
     return path([math.sqrt(bar) for bar in bars], [math.sqrt(1 - bar) for bar in bars], times)
 
 
-def _continuous_levels(options: DiffusionOptions, steps: str) -> list[Level]:
-    """Levels evenly spaced in u, both ends included, and the clean one (arXiv 2207.12598, Algorithm 2)."""
-    if not steps.isdecimal() or not int(steps):
-        raise ConfigError(f"steps={steps}: in continuous time (diffusion.schedule=log_snr) expected a count")
-    process, last = make_log_snr_process(options), int(steps) - 1
-    angles = [process.angle(k / last if last else 1.0) for k in range(last + 1)]
+def continuous_path(process: LogSnrProcess, angles: list[float]) -> list[Level]:
+    """The path of angles, ascending, of a continuous process."""
     return path([math.cos(a) for a in angles], [math.sin(a) for a in angles], [process.time(a) for a in angles])
 
 

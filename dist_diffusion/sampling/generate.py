@@ -1,33 +1,62 @@
 """From loaded models and settings to images. Knows no files and no ranks."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from dist_diffusion.config.schema import DiffusionRecipe
-from dist_diffusion.diffusion import samplers
-from dist_diffusion.diffusion.denoiser import Denoiser, Model, clipped, model_denoiser
-from dist_diffusion.diffusion.guidance import (
-    Gradient,
-    classifier_free,
-    classifier_gradient,
-    guided_by_model,
-    score_shifted,
-)
-from dist_diffusion.diffusion.options import GuidanceOptions, SamplerOptions
-from dist_diffusion.diffusion.schedules import sampling_levels
+from dist_diffusion.diffusion import samplers, solvers
+from dist_diffusion.diffusion.levels import Level
+from dist_diffusion.diffusion.options import DiffusionOptions, GuidanceOptions, SamplerOptions
+from dist_diffusion.diffusion.spacing import churned_levels, sampler_levels
+from dist_diffusion.diffusion.timeline import timeline
 from dist_diffusion.errors import NonFiniteError
 from dist_diffusion.models.options import UNetOptions
 from dist_diffusion.sampling import plan
+from dist_diffusion.sampling.cost import Evaluations
+from dist_diffusion.sampling.guide import Guide
 from dist_diffusion.sampling.low_res import LowRes, check_low_res
-from dist_diffusion.sampling.models import Models, check_guidance, diffusion_recipe
+from dist_diffusion.sampling.models import Models, check_guidance, check_interval, diffusion_recipe
 from dist_diffusion.sampling.noise import ImageNoise
 from dist_diffusion.sampling.pixels import not_finite, to_uint8
-from dist_diffusion.weights.load import LoadedModel
 
-Generate = Callable[[Sequence[int]], tuple[np.ndarray, np.ndarray | None]]
-"""Image indices to uint8 NHWC images and int64 labels (None for an unconditional job)."""
+Walk = Callable[[Guide, samplers.Noise, torch.Tensor | None], torch.Tensor]
+"""A sampler on its path: guide, noise and labels to images in about [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Makes the images of given indices, and counts the evaluations of networks."""
+
+    models: Models
+    guidance: GuidanceOptions
+    clip_x0: bool
+    walk: Walk
+    seed: int
+    device: torch.device | str
+    low_res: LowRes | None
+    evaluations: Evaluations
+
+    def __call__(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Uint8 NHWC images and int64 labels (None for an unconditional job). NonFiniteError names bad images."""
+        _, options = diffusion_recipe(self.models.model)
+        noise = self.noise(indices, options)
+        chosen = job_labels(self.seed, indices, label_classes(self.models, options), self.low_res)
+        labels = None if chosen is None else torch.from_numpy(chosen).to(self.device)
+        smaller = None if self.low_res is None else self.low_res.images(indices, self.device)
+        guide = Guide(self.models, self.guidance, self.clip_x0, self.evaluations, smaller)
+        x = self.walk(guide, noise, labels)
+        check_finite(x, indices)
+        return to_uint8(x), chosen
+
+    def noise(self, indices: Sequence[int], options: UNetOptions) -> ImageNoise:
+        """Of each image its own."""
+        assert options.image_size is not None
+        shape = (options.in_channels, options.image_size, options.image_size)
+        # The stages of a cascade may have one seed: each draws noise of its own.
+        stream = "sample_noise" if self.low_res is None else f"sample_noise/{options.image_size}"
+        return ImageNoise(self.seed, stream, indices, shape, self.device)
 
 
 def make_generator(
@@ -37,37 +66,37 @@ def make_generator(
     seed: int,
     device: torch.device | str,
     low_res: LowRes | None = None,
-) -> Generate:
+) -> Generator:
     """The function that makes images of given indices. ConfigError where models, `low_res` (what a super-resolution
     model starts from) and settings do not fit together.
     """
     recipe, options = diffusion_recipe(models.model)
     check_guidance(models, guidance)
-    num_classes = label_classes(models, options)
-    check_low_res(models.model.path, options, num_classes, low_res)
-    levels = sampling_levels(recipe.diffusion, sampler.steps)
-    gradient = scaled_gradient(models, guidance)
-    assert options.image_size is not None
-    shape = (options.in_channels, options.image_size, options.image_size)
-    # The stages of a cascade may have one seed: each draws noise of its own.
-    stream = "sample_noise" if low_res is None else f"sample_noise/{options.image_size}"
+    check_low_res(models.model.path, options, label_classes(models, options), low_res)
+    levels = sampler_levels(recipe.diffusion, sampler)
+    check_interval(guidance, levels)
+    walk = make_walk(recipe.diffusion, sampler, levels)
+    return Generator(models, guidance, sampler.clip_x0, walk, seed, device, low_res, Evaluations())
 
-    def generate(indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray | None]:
-        noise = ImageNoise(seed, stream, indices, shape, device)
-        chosen = job_labels(seed, indices, num_classes, low_res)
-        labels = None if chosen is None else torch.from_numpy(chosen).to(device)
-        smaller = None if low_res is None else low_res.images(indices, device)
-        denoiser = base_denoiser(models, guidance, recipe, smaller)
-        denoiser = clipped(denoiser) if sampler.clip_x0 else denoiser
-        if sampler.name == "ddpm":
-            x = samplers.ddpm(denoiser, levels, noise(), noise, labels, gradient)
-        else:
-            guided = denoiser if gradient is None else score_shifted(denoiser, gradient)
-            x = samplers.ddim(guided, levels, noise(), noise, labels, sampler.eta)
-        check_finite(x, indices)
-        return to_uint8(x), chosen
 
-    return generate
+def make_walk(options: DiffusionOptions, sampler: SamplerOptions, levels: list[Level]) -> Walk:
+    """The sampler of the options. A classifier shifts the mean of `ddpm`, in all others it is in the score."""
+    if sampler.name == "ddpm":
+        return lambda guide, noise, labels: samplers.ddpm(
+            guide.denoiser(), levels, noise(), noise, labels, guide.gradient()
+        )
+    if sampler.name == "ddim":
+        return lambda guide, noise, labels: samplers.ddim(
+            guide.score_form(), levels, noise(), noise, labels, sampler.eta
+        )
+    if sampler.name in ("euler", "heun"):
+        solver = solvers.euler if sampler.name == "euler" else solvers.heun
+        raised = churned_levels(levels, sampler, timeline(options))
+        return lambda guide, noise, labels: solver(
+            guide.score_form(), levels, noise(), noise, labels, raised, sampler.churn_noise
+        )
+    multistep = {"dpmpp_2m": solvers.dpmpp_2m, "dpmpp_sde": solvers.dpmpp_sde, "unipc": solvers.unipc}[sampler.name]
+    return lambda guide, noise, labels: multistep(guide.score_form(), levels, noise(), noise, labels)
 
 
 def job_labels(seed: int, indices: Sequence[int], num_classes: int, low_res: LowRes | None) -> np.ndarray | None:
@@ -77,41 +106,6 @@ def job_labels(seed: int, indices: Sequence[int], num_classes: int, low_res: Low
     if not num_classes:
         return None
     return np.array([plan.label(seed, i, num_classes) for i in indices], dtype=np.int64)
-
-
-def base_denoiser(
-    models: Models, guidance: GuidanceOptions, recipe: DiffusionRecipe, low_res: torch.Tensor | None
-) -> Denoiser:
-    """The conditional branch, or with cfg and both the classifier-free mix."""
-    conditional = model_denoiser(conditioned(models.model, low_res), recipe.diffusion)
-    if guidance.mode not in ("cfg", "both"):
-        return conditional
-    if models.unconditional is not None:
-        reference, _ = diffusion_recipe(models.unconditional)
-        other = model_denoiser(conditioned(models.unconditional, low_res), reference.diffusion)
-        return guided_by_model(conditional, other, guidance.cfg_scale)
-    assert recipe.model.num_classes
-    return classifier_free(conditional, guidance.cfg_scale, null_label=recipe.model.num_classes)
-
-
-def conditioned(loaded: LoadedModel, low_res: torch.Tensor | None) -> Model:
-    """The network as samplers and guidance know it; of super-resolution, given its batch's smaller images."""
-    if low_res is None:
-        return loaded.module
-
-    def model(x_t: torch.Tensor, time: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        # Classifier-free guidance sends the batch through twice at once.
-        return loaded.module(x_t, time, labels, low_res.repeat(len(x_t) // len(low_res), 1, 1, 1))
-
-    return model
-
-
-def scaled_gradient(models: Models, guidance: GuidanceOptions) -> Gradient | None:
-    """The classifier's gradient, in the modes that use it."""
-    if guidance.mode not in ("classifier", "both"):
-        return None
-    assert models.classifier is not None
-    return classifier_gradient(models.classifier.module, guidance.classifier_scale)
 
 
 def label_classes(models: Models, options: UNetOptions) -> int:
@@ -127,5 +121,5 @@ def check_finite(x: torch.Tensor, indices: Sequence[int]) -> None:
     if wrong:
         raise NonFiniteError(
             f"images {', '.join(map(str, wrong))} are not finite: the weights are not, or the guidance drove them "
-            "there (lower its scale, or begin at a less noisy level, see docs/sampling.md)"
+            "there (lower its scale, or begin at a less noisy level, see docs/guidance.md)"
         )

@@ -1,8 +1,11 @@
 """The networks of a sampling job, and which of them may work together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dist_diffusion.config.schema import ClassifierRecipe, DiffusionRecipe
+from dist_diffusion.diffusion.guidance import in_interval
+from dist_diffusion.diffusion.levels import Level
 from dist_diffusion.diffusion.options import DiffusionOptions, GuidanceOptions
 from dist_diffusion.diffusion.schedules import time_scale
 from dist_diffusion.errors import ConfigError
@@ -18,6 +21,8 @@ class Models:
     model: LoadedModel
     classifier: LoadedModel | None = None
     unconditional: LoadedModel | None = None
+    weaker: LoadedModel | None = None
+    """Of autoguidance."""
 
 
 def diffusion_recipe(model: LoadedModel, key: str = "model") -> tuple[DiffusionRecipe, UNetOptions]:
@@ -34,6 +39,8 @@ def check_guidance(models: Models, guidance: GuidanceOptions) -> None:
         check_unconditional(models, options)
     if models.classifier is not None:
         check_classifier(models.classifier, recipe)
+    if models.weaker is not None:
+        check_weaker(models.weaker, models.model)
 
 
 def check_unconditional(models: Models, options: UNetOptions) -> None:
@@ -54,6 +61,29 @@ def check_unconditional(models: Models, options: UNetOptions) -> None:
                 f"{sizes(options)}; it has {other.num_classes} classes and {sizes(other)}"
             )
         check_process("guidance.uncond_model", models.unconditional.path, theirs.diffusion, ours.diffusion)
+
+
+def check_weaker(weaker: LoadedModel, model: LoadedModel) -> None:
+    """Autoguidance leads away from a model of the same images and labels."""
+    (ours, options), (theirs, other) = diffusion_recipe(model), diffusion_recipe(weaker, "guidance.auto_model")
+    if other.num_classes != options.num_classes or sizes(other) != sizes(options):
+        raise ConfigError(
+            f"guidance.auto_model={weaker.path}: expected a weaker model of {sizes(options)} and "
+            f"{options.num_classes} classes; it has {other.num_classes} classes and {sizes(other)}"
+        )
+    check_process("guidance.auto_model", weaker.path, theirs.diffusion, ours.diffusion)
+
+
+def check_interval(guidance: GuidanceOptions, levels: Sequence[Level]) -> None:
+    """ConfigError where guidance would act nowhere on a sampler's path."""
+    if guidance.interval is None or any(in_interval(level, guidance.interval) for level in levels[:-1]):
+        return
+    low, high = levels[-2].edm_sigma, levels[0].edm_sigma
+    raise ConfigError(
+        f"guidance.interval={list(guidance.interval)} holds none of the sampler's levels: its {len(levels) - 1} steps "
+        f"go from sigma / alpha = {high:.4g} down to {low:.4g}; change guidance.interval, sampler.steps or "
+        "sampler.spacing"
+    )
 
 
 def sizes(options: UNetOptions) -> str:

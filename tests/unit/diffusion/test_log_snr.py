@@ -49,6 +49,22 @@ def test_levels_keep_the_variance_and_the_network_is_told_a_bounded_time() -> No
     assert time[0] >= 0 and time[-1] <= MODEL_TIMES
 
 
+def test_log_normal_levels_are_edms_within_the_process() -> None:
+    """log(sigma / alpha) of u is a normal distribution's quantile, cut where the process ends, the one of u = 0 too."""
+    ends = {"log_snr_min": -2 * math.log(80), "log_snr_max": -2 * math.log(0.002)}
+    process = make_log_snr_process(DiffusionOptions(schedule="log_snr", **ends))
+    u = torch.tensor([0.0, 1e-300, 0.15865525393, 0.5, 0.97724986805, 1 - 2.0**-53], dtype=torch.float64)
+    level, time = process.levels(process.log_normal(u, -1.2, 1.2), torch.zeros(6, 1))
+    found = (torch.as_tensor(level.sigma) / torch.as_tensor(level.alpha)).log().flatten()
+    low, high = math.log(0.002), math.log(80)
+    torch.testing.assert_close(found, torch.tensor([low, low, -2.4, -1.2, 1.2, high]), atol=1e-5, rtol=0)
+    assert time.isfinite().all()
+    every = process.log_normal((torch.arange(4000, dtype=torch.float64) + 0.5) / 4000, 0.3, 0.8)
+    level, _ = process.levels(every, torch.zeros(4000, 1))
+    log_sigma = (torch.as_tensor(level.sigma) / torch.as_tensor(level.alpha)).log()
+    assert (log_sigma.mean().item(), log_sigma.std().item()) == pytest.approx((0.3, 0.8), abs=2e-3)
+
+
 def test_the_samplers_path_is_evenly_spaced_in_u_and_told_alike() -> None:
     levels = sampling_levels(OPTIONS, "5")
     assert levels[-1] == CLEAN and len(levels) == 6

@@ -66,29 +66,56 @@ def test_learned_range_lies_between_the_fixed_variances_and_learned_is_free() ->
 @pytest.mark.parametrize("weighting", ["min_snr", "edm"])
 def test_a_weight_is_of_the_images_error_whatever_is_predicted(weighting: str) -> None:
     """One error of the image, told by each prediction, costs the same."""
-    options = ObjectiveOptions(weighting=weighting)  # type: ignore[arg-type]
+    objective = ObjectiveOptions(weighting=weighting)  # type: ignore[arg-type]
     level, _ = PROCESS.levels(T, X0)
     x_t, guessed = q_sample(X0, NOISE, level), X0 + 0.1 * NOISE.flip(0)
     guessed_noise = noise_of(x_t, guessed, level.alpha, level.sigma)
-    costs = {}
-    for prediction in ("eps", "x0", "mean", "v"):
-        true = target(prediction, X0, NOISE, level)  # type: ignore[arg-type]
-        output = target(prediction, guessed, guessed_noise, level)  # type: ignore[arg-type]
-        costs[prediction] = losses.snr_weight(options, prediction, level) * losses.simple(output, true)  # type: ignore[arg-type]
-    for prediction in ("eps", "mean", "v"):
+    plain, costs = {}, {}
+    for prediction in ("eps", "x0", "mean", "v", "edm"):
+        options = DiffusionOptions(prediction=prediction, sigma_data=0.4)  # type: ignore[arg-type]
+        true = target(options, X0, NOISE, level)
+        output = target(options, guessed, guessed_noise, level)
+        plain[prediction] = losses.simple(output, true)
+        costs[prediction] = losses.snr_weight(objective, options, level) * plain[prediction]
+    for prediction in ("eps", "mean", "v", "edm"):
         torch.testing.assert_close(costs[prediction], costs["x0"], rtol=2e-3, atol=0)
+    if weighting == "edm":
+        # EDM's loss is the plain squared error of its network's output (arXiv 2206.00364, equation 8).
+        torch.testing.assert_close(plain["edm"], costs["x0"], rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize(("mean", "std", "sigma_data"), [(0.0, 0.5, 0.5), (0.3, 0.5, 0.5), (0.3, 0.2, 0.5)])
+def test_edms_loss_of_the_exact_network_is_its_minimum(mean: float, std: float, sigma_data: float) -> None:
+    """lambda times the posterior's variance of a Gaussian target: 1 at every noise level if sigma_data is its own."""
+    options = DiffusionOptions(prediction="edm", sigma_data=sigma_data)
+    generator = torch.Generator().manual_seed(1)
+    x0 = mean + std * torch.randn(8, 3, 32, 32, generator=generator)
+    noise = torch.randn(8, 3, 32, 32, generator=generator)
+    level, _ = PROCESS.levels(T, x0)
+    sigma = torch.as_tensor(level.sigma) / torch.as_tensor(level.alpha)
+    x = x0 + sigma * noise
+    denoised = (std**2 * x + sigma**2 * mean) / (std**2 + sigma**2)
+    skip = sigma_data**2 / (sigma**2 + sigma_data**2)
+    exact = (denoised - skip * x) / (sigma * sigma_data / (sigma**2 + sigma_data**2).sqrt())
+    found = losses.simple(exact, target(options, x0, noise, level))
+    known = (sigma**2 + sigma_data**2) / (sigma_data**2 * (std**2 + sigma**2)) * std**2
+    torch.testing.assert_close(found, known.flatten(), rtol=0.1, atol=0)
+    for wrong in (exact + 0.3, exact - 0.3):
+        assert (losses.simple(wrong, target(options, x0, noise, level)) > found).all()
 
 
 def test_the_weights_are_the_papers() -> None:
     level, _ = PROCESS.levels(T, X0)
     bar = PROCESS.alpha_bar[T]
     snr = (bar / (1 - bar)).float()
-    assert losses.snr_weight(ObjectiveOptions(), "eps", level) == 1.0
+    assert losses.snr_weight(ObjectiveOptions(), DiffusionOptions(), level) == 1.0
     # arXiv 2303.09556: min(SNR, gamma) of x0, over SNR of the noise, over SNR + 1 of v.
     min_snr = ObjectiveOptions(weighting="min_snr", min_snr_gamma=3.0)
     capped = snr.clamp(max=3)
     for prediction, expected in [("x0", capped), ("eps", capped / snr), ("v", capped / (snr + 1))]:
-        torch.testing.assert_close(losses.snr_weight(min_snr, prediction, level), expected)  # type: ignore[arg-type]
+        options = DiffusionOptions(prediction=prediction)  # type: ignore[arg-type]
+        torch.testing.assert_close(losses.snr_weight(min_snr, options, level), expected)
     # arXiv 2206.00364, table 1: (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 of the image's error.
-    edm, sigma, data = ObjectiveOptions(weighting="edm", sigma_data=0.4), snr**-0.5, 0.4
-    torch.testing.assert_close(losses.snr_weight(edm, "x0", level), (sigma**2 + data**2) / (sigma * data) ** 2)
+    edm, sigma, data = ObjectiveOptions(weighting="edm"), snr**-0.5, 0.4
+    options = DiffusionOptions(prediction="x0", sigma_data=data)
+    torch.testing.assert_close(losses.snr_weight(edm, options, level), (sigma**2 + data**2) / (sigma * data) ** 2)
