@@ -49,8 +49,13 @@ def labelled_grid(rows: Sequence[tuple[str, np.ndarray]], column_names: Sequence
     return np.asarray(canvas)
 
 
-def save_png(path: str, image: np.ndarray) -> None:
-    """Publishes a uint8 HWC image as a PNG file."""
+def png_bytes(image: np.ndarray) -> bytes:
+    """A uint8 HWC image as the content of a PNG file."""
     encoded = io.BytesIO()
     Image.fromarray(image).save(encoded, "PNG")
-    publish.write_bytes(path, encoded.getvalue())
+    return encoded.getvalue()
+
+
+def save_png(path: str, image: np.ndarray) -> None:
+    """Publishes a uint8 HWC image as a PNG file."""
+    publish.write_bytes(path, png_bytes(image))

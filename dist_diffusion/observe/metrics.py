@@ -1,4 +1,4 @@
-"""metrics.jsonl: one row a logged step, the machine-readable account of a run."""
+"""Files of JSON rows, each with its step: the machine-readable account of a run."""
 
 import json
 import os
@@ -26,6 +26,11 @@ class MetricsFile:
     def close(self) -> None:
         """Closes the file."""
         self._stream.close()
+
+
+def read(path: str) -> list[dict[str, Any]]:
+    """The rows of a file that was rewound; none where there is no file."""
+    return [json.loads(line) for line in files.read_bytes(path).splitlines()] if files.exists(path) else []
 
 
 def rewind(path: str, stale_path: str, step: int) -> int:

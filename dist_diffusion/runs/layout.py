@@ -31,6 +31,16 @@ class RunDir:
         return os.path.join(self.path, "metrics.stale.jsonl")
 
     @property
+    def validation(self) -> str:
+        """One JSON row a validated commit."""
+        return os.path.join(self.path, "validation.jsonl")
+
+    @property
+    def stale_validation(self) -> str:
+        """Rows of commits that are no longer of the run."""
+        return os.path.join(self.path, "validation.stale.jsonl")
+
+    @property
     def verdict(self) -> str:
         """How the last start ended."""
         return os.path.join(self.path, "exit.json")

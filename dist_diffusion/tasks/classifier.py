@@ -6,7 +6,10 @@ from dist_diffusion.config.schema import ClassifierRecipe
 from dist_diffusion.diffusion.timesteps import LossHistory
 from dist_diffusion.draws import Draw, Normal, Uniform
 from dist_diffusion.tasks.noising import AnyProcess, noised
-from dist_diffusion.tasks.task import Forward, TaskBatch, TaskLoss, to_unit_range
+from dist_diffusion.tasks.task import Forward, Mean, TaskBatch, TaskLoss, by_quartile, to_unit_range
+
+TOP = 5
+"""The label among so many most probable classes also counts, where there are more."""
 
 
 class ClassifierTask:
@@ -27,5 +30,10 @@ class ClassifierTask:
         made = noised(self.process, x0, noise, batch.draws["timestep"])
         logits = forward(made.x_t, made.time, None).float()
         per_sample = F.cross_entropy(logits, batch.labels, reduction="none")
-        correct = (logits.argmax(dim=1) == batch.labels).float()
-        return TaskLoss(per_sample.mean(), {"accuracy": correct.detach()})
+        scores = {"accuracy": (logits.argmax(dim=1) == batch.labels).float()}
+        if logits.shape[1] > TOP:
+            scores[f"accuracy_top{TOP}"] = (logits.topk(TOP).indices == batch.labels[:, None]).any(dim=1).float()
+        log = {name: Mean.of(values) for name, values in scores.items()}
+        for name, values in scores.items():
+            log |= by_quartile(name, values, made.quartile)
+        return TaskLoss(per_sample.mean(), log)

@@ -6,11 +6,12 @@ from dist_diffusion.config.schema import DiffusionRecipe
 from dist_diffusion.diffusion import losses
 from dist_diffusion.diffusion.denoiser import split
 from dist_diffusion.diffusion.gaussians import Process
-from dist_diffusion.diffusion.parameterizations import target, x0_from
+from dist_diffusion.diffusion.log_snr import LogSnrProcess
+from dist_diffusion.diffusion.parameterizations import network_input, target, x0_from
 from dist_diffusion.diffusion.timesteps import LossHistory
 from dist_diffusion.draws import Bernoulli, Draw, Normal, Stratified, Uniform
 from dist_diffusion.tasks.noising import AnyProcess, Noised, noised
-from dist_diffusion.tasks.task import Forward, TaskBatch, TaskLoss, to_unit_range
+from dist_diffusion.tasks.task import Forward, Mean, TaskBatch, TaskLoss, by_quartile, to_unit_range
 
 
 class DiffusionTask:
@@ -35,17 +36,25 @@ class DiffusionTask:
     def loss(self, forward: Forward, batch: TaskBatch) -> TaskLoss:
         """The objective's loss, each sample weighted against the way its timestep was drawn."""
         x0, noise = to_unit_range(batch.images), batch.draws["noise"]
-        made = noised(self.process, x0, noise, batch.draws["timestep"], self.history)
+        made = noised(self.process, x0, noise, self.level_draws(batch), self.history)
         output = self.predict(forward, made, x0, self.labels(batch)).float()
-        log = self.terms(output, x0, noise, made)
-        per_sample = torch.stack(list(log.values())).sum(dim=0)
+        terms = self.terms(output, x0, noise, made)
+        per_sample = torch.stack(list(terms.values())).sum(dim=0)
         seen = None if made.t is None else (made.t, per_sample.detach())
-        log = {name: term.detach() for name, term in log.items()}
+        log = {name: Mean.of(term) for name, term in terms.items()} | by_quartile("loss", per_sample, made.quartile)
         return TaskLoss((per_sample * made.weight).mean(), log, seen)
+
+    def level_draws(self, batch: TaskBatch) -> torch.Tensor:
+        """The u of each sample's noise level, (N,): as drawn, or spread as timesteps log_normal says."""
+        u = batch.draws["timestep"]
+        if self.objective.timesteps != "log_normal":
+            return u
+        assert isinstance(self.process, LogSnrProcess)
+        return self.process.log_normal(u, self.objective.log_sigma_mean, self.objective.log_sigma_std)
 
     def predict(self, forward: Forward, made: Noised, x0: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         """The network's output for a noised batch; `x0` is there for tasks that condition on it."""
-        return forward(made.x_t, made.time, labels)
+        return forward(network_input(self.options, made.x_t, made.level), made.time, labels)
 
     def terms(
         self, output: torch.Tensor, x0: torch.Tensor, noise: torch.Tensor, made: Noised
@@ -58,8 +67,8 @@ class DiffusionTask:
         predicted, variance = split(output, self.options)
         if self.objective.loss == "kl":
             return {"vb": self.options.num_timesteps * self.bound(predicted, variance, x0, made)}
-        wanted = target(self.options.prediction, x0, noise, made.level)
-        weight = losses.snr_weight(self.objective, self.options.prediction, made.level)
+        wanted = target(self.options, x0, noise, made.level)
+        weight = losses.snr_weight(self.objective, self.options, made.level)
         terms = {"mse": weight * losses.simple(predicted, wanted)}
         if self.objective.loss != "simple":
             scale = self.options.num_timesteps / 1000 if self.objective.loss == "rescaled" else 1.0
@@ -71,7 +80,7 @@ class DiffusionTask:
     ) -> torch.Tensor:
         """The variational bound's terms, in bits per dimension, (N,)."""
         assert isinstance(self.process, Process) and made.t is not None
-        predicted_x0 = x0_from(self.options.prediction, predicted, made.x_t, made.level)
+        predicted_x0 = x0_from(self.options, predicted, made.x_t, made.level)
         log_variance = losses.step_log_variance(self.process, self.options, variance, made.t, x0)
         return losses.variational_bound(self.process, x0, predicted_x0, log_variance, made.x_t, made.t)
 

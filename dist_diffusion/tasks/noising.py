@@ -9,6 +9,7 @@ from dist_diffusion.diffusion.log_snr import LogSnrProcess, make_log_snr_process
 from dist_diffusion.diffusion.options import DiffusionOptions
 from dist_diffusion.diffusion.parameterizations import Coefficients
 from dist_diffusion.diffusion.timesteps import LossHistory, uniform_timesteps
+from dist_diffusion.tasks.task import NUM_QUARTILES
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Noised:
     """What the network is told, (N,)."""
     t: torch.Tensor | None
     """Timesteps, (N,); None in continuous time."""
+    quartile: torch.Tensor
+    """Of the noise level, int64 (N,): floor(4 t / T), in continuous time floor(4 u); 0 is the cleanest."""
     weight: torch.Tensor | float
     """Of each sample's loss, so that the way t is drawn changes no expectation."""
 
@@ -41,7 +44,8 @@ def noised(
     """x0 noised at the level that u (N,) in [0, 1) stands for: by the history's distribution, or else uniformly."""
     if isinstance(process, LogSnrProcess):
         level, time = process.levels(u, x0)
-        return Noised(q_sample(x0, noise, level), level, time, None, 1.0)
+        quartile = uniform_timesteps(u, NUM_QUARTILES)
+        return Noised(q_sample(x0, noise, level), level, time, None, quartile, 1.0)
     weight: torch.Tensor | float = 1.0
     if history is None:
         t = uniform_timesteps(u, process.num_timesteps)
@@ -49,4 +53,4 @@ def noised(
         # On the CPU: a cumulative sum on a GPU has no deterministic kernel, and t decides what is learned.
         t, weight = (drawn.to(x0.device) for drawn in history.draw(u.cpu()))
     level, time = process.levels(t, x0)
-    return Noised(q_sample(x0, noise, level), level, time, t, weight)
+    return Noised(q_sample(x0, noise, level), level, time, t, NUM_QUARTILES * t // process.num_timesteps, weight)

@@ -1,6 +1,9 @@
 """What a step does: the draws that it needs and the loss that it makes of a batch. Nothing of how a run runs."""
 
-from collections.abc import Mapping
+import functools
+import math
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,6 +11,9 @@ import torch
 
 from dist_diffusion.diffusion.timesteps import LossHistory
 from dist_diffusion.draws import Draw
+
+NUM_QUARTILES = 4
+"""Equal parts of the process's time, by which quantities are logged."""
 
 
 class Forward(Protocol):
@@ -29,11 +35,52 @@ class TaskBatch:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """A quantity's sum over samples and their number, float64 scalars: means of parts add up to the mean of the whole.
+
+    So a quantity of some of the samples is right however these are spread over micro-batches and ranks.
+    """
+
+    total: torch.Tensor
+    count: torch.Tensor
+
+    @staticmethod
+    def of(values: torch.Tensor, mask: torch.Tensor | None = None) -> "Mean":
+        """Of per-sample values (N,), or of those where the mask (N,) is true; detached, on their device."""
+        chosen = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
+        # Not by a product: what is left out may be infinite.
+        return Mean(values.detach().double().where(chosen, 0.0).sum(), chosen.double().sum())
+
+    def __add__(self, other: "Mean") -> "Mean":
+        return Mean(self.total + other.total, self.count + other.count)
+
+    @property
+    def value(self) -> float | None:
+        """The mean, waiting for the device; None over no samples, or where it is not finite: JSON has no NaN."""
+        value = (self.total / self.count).item()
+        return value if math.isfinite(value) else None
+
+
+Log = dict[str, Mean]
+"""What a step says of its samples, by name."""
+
+
+def added(logs: Sequence[Log]) -> Log:
+    """The logs of parts as the log of the whole; of no parts none."""
+    return {name: functools.reduce(operator.add, (log[name] for log in logs)) for name in (logs[0] if logs else ())}
+
+
+def by_quartile(name: str, values: torch.Tensor, quartile: torch.Tensor) -> Log:
+    """Per-sample values (N,) by the quartile (N,) of their noise level: name_q1, the cleanest, to name_q4."""
+    return {f"{name}_q{i + 1}": Mean.of(values, quartile == i) for i in range(NUM_QUARTILES)}
+
+
+@dataclass(frozen=True)
 class TaskLoss:
-    """The mean loss (a scalar with a graph) and per-sample quantities to log, each (N,), detached."""
+    """The mean loss (a scalar with a graph) and what to log."""
 
     loss: torch.Tensor
-    log: dict[str, torch.Tensor]
+    log: Log
     seen: tuple[torch.Tensor, torch.Tensor] | None = None
     """Timesteps and losses for the task's history, each (N,)."""
 

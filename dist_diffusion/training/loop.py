@@ -1,59 +1,23 @@
 """How a run runs: batch after batch, observe, commit when due, stop when agreed."""
 
-import os
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 
-from dist_diffusion.config.schema import DiffusionRecipe, TrainRecipe
-from dist_diffusion.data.loader import Batch, Loader
+from dist_diffusion.data.loader import Batch
 from dist_diffusion.diffusion.timesteps import LossHistory
 from dist_diffusion.distributed.agreement import any_of, gather
 from dist_diffusion.distributed.group import Group
-from dist_diffusion.distributed.signals import StopFlag
-from dist_diffusion.engine.checkpoint import Checkpointer
 from dist_diffusion.engine.ds_config import micro_batch
-from dist_diffusion.engine.engine import StepResult, TrainingEngine
+from dist_diffusion.engine.engine import StepResult
 from dist_diffusion.errors import (
-    CheckpointError,
     NonFiniteError,
     RunInUseError,
     StoppedError,
     StorageError,
     alike,
 )
-from dist_diffusion.observe.console import Console
-from dist_diffusion.runs.lease import Lease
-from dist_diffusion.tasks.task import Task, TaskBatch
-from dist_diffusion.training.observer import Observer
-from dist_diffusion.training.preview import preview
-from dist_diffusion.weights.resolve import export_name
-
-
-@dataclass
-class Run:
-    """Everything a run is made of, once it is assembled."""
-
-    recipe: TrainRecipe
-    group: Group
-    task: Task
-    engine: TrainingEngine
-    loader: Loader
-    checkpointer: Checkpointer
-    observer: Observer
-    console: Console
-    stop: StopFlag
-    lease: Lease | None
-    """Held by rank 0."""
-    data: dict[str, Any]
-    """What each commit says of the data."""
-    step: int
-    """Completed steps."""
-    saved_step: int
-    """Of the newest commit; -1 before the first."""
-    commits: int
-    nonfinite_in_a_row: int = 0
+from dist_diffusion.tasks.task import Log, TaskBatch, added
+from dist_diffusion.training.looks import look_at, put_off
+from dist_diffusion.training.state import Run
 
 
 def run_loop(run: Run) -> None:
@@ -77,15 +41,15 @@ def run_loop(run: Run) -> None:
     finish(run)
 
 
-def train_step(run: Run, batch: Batch) -> tuple[StepResult, dict[str, torch.Tensor]]:
-    """One optimizer step over this rank's micro-batches; the log holds means over this rank's samples."""
+def train_step(run: Run, batch: Batch) -> tuple[StepResult, Log]:
+    """One optimizer step over this rank's micro-batches, and the log of this rank's samples."""
     micros = micro_batches(batch, micro_batch(run.recipe, run.group.world_size), run.group.device)
-    logs: list[dict[str, torch.Tensor]] = []
+    logs: list[Log] = []
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def loss_of(i: int) -> torch.Tensor:
         made = run.task.loss(run.engine, micros[i])
-        logs.append({name: values.mean() for name, values in made.log.items()})
+        logs.append(made.log)
         if made.seen is not None:
             seen.append(made.seen)
         return made.loss
@@ -93,7 +57,7 @@ def train_step(run: Run, batch: Batch) -> tuple[StepResult, dict[str, torch.Tens
     result = run.engine.step(batch.step, len(micros), loss_of)
     if run.task.history is not None and result.applied:
         run.task.history = update_history(run.task.history, run.group, seen)
-    return result, {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
+    return result, added(logs)
 
 
 def update_history(history: LossHistory, group: Group, seen: list[tuple[torch.Tensor, torch.Tensor]]) -> LossHistory:
@@ -137,6 +101,7 @@ def boundary(run: Run) -> bool:
     if lost:
         with alike():
             raise RunInUseError("another process has taken over this run directory: this one must end")
+    run.stopping = stop
     if saved:
         settle(run)
     return stop
@@ -150,7 +115,7 @@ def save(run: Run) -> None:
 
 
 def settle(run: Run) -> None:
-    """Waits for the commit in flight, if any, says how it ended, and shows a preview of it."""
+    """Waits for the commit in flight, if any, says how it ended, and has a look at it."""
     if not run.checkpointer.in_flight:
         return
     outcome = run.checkpointer.settle()
@@ -160,25 +125,10 @@ def settle(run: Run) -> None:
     run.saved_step = outcome.step
     run.commits += 1
     run.console.say(f"committed step {outcome.step} in {outcome.seconds:.1f} s")
-    show_preview(run, outcome.step)
-
-
-def show_preview(run: Run, step: int) -> None:
-    """A sample grid of the commit into TensorBoard, every preview.every_commits commits and at the end."""
-    recipe = run.recipe
-    if not isinstance(recipe, DiffusionRecipe) or not recipe.preview.num_images:
-        return
-    if run.commits % recipe.preview.every_commits and step < recipe.train.steps:
-        return
-    average = run.checkpointer.exports[0]
-    export = os.path.join(run.checkpointer.folder_of(step), export_name(average))
-    try:
-        image = preview(recipe, export, run.group)
-    except (CheckpointError, NonFiniteError, StorageError) as error:
-        run.console.say(f"no preview of step {step}: {error}")
-        return
-    if run.group.rank == 0:
-        run.observer.image(f"samples/{average}", image, step)
+    if run.stopping:
+        put_off(run, outcome.step)
+    else:
+        look_at(run, outcome.step)
 
 
 def finish(run: Run) -> None:

@@ -12,7 +12,7 @@ from dist_diffusion.data import manifest as manifests
 from dist_diffusion.data.loader import Loader
 from dist_diffusion.data.manifest import Manifest
 from dist_diffusion.data.order import Order, default_streams, rank_slots
-from dist_diffusion.diffusion.schedules import sampling_levels
+from dist_diffusion.diffusion.spacing import sampler_levels
 from dist_diffusion.distributed.agreement import on_rank_zero, together
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.draws import Draw
@@ -50,7 +50,7 @@ def check_buildable(recipe: TrainRecipe) -> None:
     with torch.device("meta"):
         build(recipe.model)
     if isinstance(recipe, DiffusionRecipe) and recipe.preview.num_images:
-        sampling_levels(recipe.diffusion, recipe.preview.sampler.steps)
+        sampler_levels(recipe.diffusion, recipe.preview.sampler)
 
 
 def make_loader(prepared: Prepared, draws: tuple[Draw, ...], group: Group, start_step: int) -> Loader:

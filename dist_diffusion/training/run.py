@@ -23,11 +23,14 @@ from dist_diffusion.runs import verdict as verdicts
 from dist_diffusion.runs.layout import RunDir
 from dist_diffusion.storage import committed, publish
 from dist_diffusion.tasks.build import build as build_task
-from dist_diffusion.training.loop import Run, run_loop
+from dist_diffusion.training.looks import catch_up
+from dist_diffusion.training.loop import run_loop
 from dist_diffusion.training.observer import Observer
 from dist_diffusion.training.place import Place, environment, record, reported
 from dist_diffusion.training.prepare import Prepared, make_loader, prepare
 from dist_diffusion.training.start import Start, find_start
+from dist_diffusion.training.state import Run
+from dist_diffusion.training.validation import Validation, make_validation
 
 
 def train(recipe: TrainRecipe, topology: Topology, env: Mapping[str, str]) -> None:
@@ -37,6 +40,7 @@ def train(recipe: TrainRecipe, topology: Topology, env: Mapping[str, str]) -> No
     stop.install()
     group = groups.start(topology, recipe.engine.timeout_s)
     prepared = prepare(recipe, group)
+    validation = make_validation(prepared.recipe, prepared.manifest.classes, group)
     assert recipe.run_dir is not None
     run_dir = RunDir(recipe.run_dir)
     lease = take_lease(group, run_dir, env)
@@ -49,7 +53,9 @@ def train(recipe: TrainRecipe, topology: Topology, env: Mapping[str, str]) -> No
         start = find_start(prepared, place, lease)
         begin(prepared, place, threads, start)
         step = start.step
-        begun.append(assemble(prepared, place, stop, lease, start))
+        begun.append(assemble(prepared, validation, place, stop, lease, start))
+        if start.commit is not None:
+            catch_up(begun[0], start.commit.path)
         run_loop(begun[0])
         console.say(f"done: {begun[0].step} steps")
         if group.rank == 0:
@@ -100,7 +106,14 @@ def begin(prepared: Prepared, place: Place, threads: int, start: Start) -> None:
     on_rank_zero(place.group, write)
 
 
-def assemble(prepared: Prepared, place: Place, stop: StopFlag, lease: leases.Lease | None, start: Start) -> Run:
+def assemble(
+    prepared: Prepared,
+    validation: Validation | None,
+    place: Place,
+    stop: StopFlag,
+    lease: leases.Lease | None,
+    start: Start,
+) -> Run:
     """Task, network, engine and data, at the start's step."""
     recipe, group, console = prepared.recipe, place.group, place.console
     groups.set_deterministic(recipe.engine.deterministic)
@@ -111,6 +124,9 @@ def assemble(prepared: Prepared, place: Place, stop: StopFlag, lease: leases.Lea
         if start.initial is not None:
             start.initial.fill(model, console.say)
         engine = TrainingEngine(model, recipe, group)
+    if validation is not None:
+        images = validation.images
+        console.say(f"commits are validated on {images.num_images} samples of {images.path}")
     kept: dict[str, Any] = {}
     step = start.step
     if start.commit is None:
@@ -130,6 +146,7 @@ def assemble(prepared: Prepared, place: Place, stop: StopFlag, lease: leases.Lea
         loader=make_loader(prepared, task.draws, group, step),
         checkpointer=start.checkpointer,
         observer=observer,
+        validation=validation,
         console=console,
         stop=stop,
         lease=lease,

@@ -23,13 +23,23 @@ Train = Callable[..., list[dict]]
 
 
 @pytest.fixture(scope="session")
-def one_rank(train: Train) -> list[dict]:
-    return train("one", 1, "train.steps=16")
+def validated(workplace: Path) -> list[str]:
+    """50 samples in 4 batches: ranks have different shares. The shards are the training's: what counts is the sums."""
+    return [f"validation.shards={workplace / 'shards'}", "validation.num_samples=50", "validation.batch_size=16"]
 
 
 @pytest.fixture(scope="session")
-def two_ranks(train: Train) -> list[dict]:
-    return train("two", 2)
+def one_rank(train: Train, validated: list[str]) -> list[dict]:
+    return train("one", 1, "train.steps=16", *validated)
+
+
+@pytest.fixture(scope="session")
+def two_ranks(train: Train, validated: list[str]) -> list[dict]:
+    return train("two", 2, *validated)
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines(keepends=True)
 
 
 def largest_relative(a: list[float], b: list[float]) -> float:
@@ -37,19 +47,26 @@ def largest_relative(a: list[float], b: list[float]) -> float:
 
 
 def test_every_layout_sees_the_same_batches_and_losses(
-    one_rank: list[dict], two_ranks: list[dict], train: Train
+    workplace: Path, one_rank: list[dict], two_ranks: list[dict], train: Train, validated: list[str]
 ) -> None:
-    """192 samples are 8 steps of 24: the comparison crosses an epoch's end."""
+    """192 samples are 8 steps of 24: the comparison crosses an epoch's end. Commits are as good on every layout too."""
     assert column(two_ranks, "step") == list(range(1, 13))
     assert column(two_ranks, "batch_digest") == column(one_rank[:12], "batch_digest")
     assert len(set(column(one_rank, "batch_digest"))) == 16
     assert largest_relative(column(two_ranks, "loss"), column(one_rank[:12], "loss")) < 1e-5
     # The finished run goes on at another stage, world size and micro-batch, from its commit of step 12.
     stage_3 = ("engine.zero_stage=3", "engine.recompute=true")
-    grown = train("two", 3, "train.steps=16", *stage_3, "train.micro_batch=4")
+    # As if it had been killed between the commit and its validation: the row is made up for.
+    (validation := workplace / "two/validation.jsonl").write_text("".join(lines(validation)[:-1]))
+    grown = train("two", 3, "train.steps=16", *stage_3, "train.micro_batch=4", *validated)
     assert grown[:12] == two_ranks
     assert column(grown, "batch_digest") == column(one_rank, "batch_digest")
     assert largest_relative(column(grown, "loss"), column(one_rank, "loss")) < 1e-5
+    by_layout = [[json.loads(line) for line in lines(workplace / name / "validation.jsonl")] for name in ("one", "two")]
+    assert [column(found, "step") for found in by_layout] == [[4, 8, 12, 16]] * 2
+    assert all(row["export"] == "ema_0" and row["num_samples"] == 50 for row in by_layout[0])
+    for key in ("loss", "mse", "vb", "loss_q1", "loss_q2", "loss_q3", "loss_q4"):
+        assert largest_relative(*(column(found, key) for found in by_layout)) < 1e-5
 
 
 def test_a_killed_run_resumes_bitwise(launcher: Launcher, workplace: Path, two_ranks: list[dict], train: Train) -> None:

@@ -1,16 +1,18 @@
 """Tasks: what is drawn, which labels the network sees, and which outputs the losses train."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
 from dist_diffusion.config.resolve import resolve
-from dist_diffusion.config.schema import ClassifierRecipe, DataOptions, DiffusionRecipe
+from dist_diffusion.config.schema import ClassifierRecipe, DataOptions, DiffusionRecipe, SuperResolutionRecipe
 from dist_diffusion.diffusion.options import DiffusionOptions, ObjectiveOptions
 from dist_diffusion.diffusion.parameterizations import target
 from dist_diffusion.diffusion.timesteps import WARM, LossHistory
 from dist_diffusion.draws import Stratified
+from dist_diffusion.models.options import SuperResolutionOptions
 from dist_diffusion.tasks.build import build
 from dist_diffusion.tasks.diffusion import DiffusionTask
 from dist_diffusion.tasks.noising import noised
@@ -52,7 +54,7 @@ def test_the_hybrid_loss_is_exact_for_the_true_noise_and_trains_each_half_alone(
     fraction = torch.zeros(6, 3, 8, 8, requires_grad=True)
     eps = batch.draws["noise"].clone().requires_grad_()
     made = task.loss(lambda x, t, y: torch.cat([eps, fraction], dim=1), batch)
-    assert made.log["mse"].abs().max() == 0
+    assert made.log["mse"].value == 0
     made.loss.backward()
     assert eps.grad is not None and not eps.grad.any()
     assert fraction.grad is not None and fraction.grad.any()
@@ -72,10 +74,10 @@ def test_the_classifier_task_scores_logits() -> None:
     labels = torch.tensor([0, 1, 2, 3])
     perfect = 100.0 * torch.eye(4)
     made = task.loss(lambda x, t, y: perfect, batch_for(task, labels))
-    assert made.log["accuracy"].tolist() == [1, 1, 1, 1]
+    assert (made.log["accuracy"].value, made.log["accuracy"].count) == (1, 4)
     assert made.loss < 1e-6
     wrong = task.loss(lambda x, t, y: perfect.roll(1, 1), batch_for(task, labels))
-    assert wrong.log["accuracy"].sum() == 0
+    assert wrong.log["accuracy"].value == 0
 
 
 def test_pixels_span_the_unit_range() -> None:
@@ -93,7 +95,8 @@ def diffusion_task(diffusion: DiffusionOptions, objective: ObjectiveOptions) -> 
 
 @pytest.mark.parametrize(
     ("prediction", "schedule"),
-    [(name, "cosine") for name in ("eps", "x0", "mean", "v")] + [(name, "log_snr") for name in ("eps", "x0", "v")],
+    [(name, "cosine") for name in ("eps", "x0", "mean", "v", "edm")]
+    + [(name, "log_snr") for name in ("eps", "x0", "v", "edm")],
 )
 def test_the_squared_error_of_the_true_output_is_zero(prediction: str, schedule: str) -> None:
     options = DiffusionOptions(schedule=schedule, prediction=prediction, variance="fixed_small")  # type: ignore[arg-type]
@@ -101,11 +104,56 @@ def test_the_squared_error_of_the_true_output_is_zero(prediction: str, schedule:
     batch = batch_for(task, LABELS)
     x0, noise = to_unit_range(batch.images), batch.draws["noise"]
     level = noised(task.process, x0, noise, batch.draws["timestep"]).level
-    made = task.loss(lambda x, t, y: target(prediction, x0, noise, level), batch)  # type: ignore[arg-type]
-    assert made.log["mse"].max() < 1e-10
-    assert task.loss(lambda x, t, y: torch.zeros_like(x), batch).log["mse"].max() > 1e-6
+    made = task.loss(lambda x, t, y: target(options, x0, noise, level), batch)
+    assert made.log["mse"].total < 1e-10
+    assert task.loss(lambda x, t, y: torch.zeros_like(x), batch).log["mse"].total > 1e-6
     # Where there are no timesteps there is nothing to tell a history.
     assert (made.seen is None) == (schedule == "log_snr")
+
+
+EDM = DiffusionOptions(schedule="log_snr", prediction="edm", sigma_data=0.58, variance="fixed_small")
+LOG_NORMAL = ObjectiveOptions(loss="simple", timesteps="log_normal", log_sigma_mean=-0.4, log_sigma_std=0.9)
+
+
+UPSAMPLER = SuperResolutionOptions(low_res_size=4)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        DiffusionRecipe(data=DATA, diffusion=EDM, objective=LOG_NORMAL),
+        SuperResolutionRecipe(data=DATA, diffusion=EDM, objective=LOG_NORMAL, model=UPSAMPLER),
+    ],
+    ids=["diffusion", "super_resolution"],
+)
+def test_edms_training_is_the_papers(recipe: DiffusionRecipe) -> None:
+    """arXiv 2206.00364, table 1 and equation 8: levels, what the network sees, and the loss of what it says."""
+    task = build(resolve(recipe, num_classes=4), CPU)
+    assert isinstance(task, DiffusionTask)
+    batch, seen = batch_for(task, LABELS), []
+
+    def forward(x: torch.Tensor, time: torch.Tensor, labels: object, low_res: object = None) -> torch.Tensor:
+        seen.append((x, time))
+        return torch.zeros_like(x)
+
+    made = task.loss(forward, batch)
+    quantile = torch.distributions.Normal(-0.4, 0.9).icdf(batch.draws["timestep"])
+    sigma = quantile.exp().float().view(-1, 1, 1, 1)
+    torch.testing.assert_close((math.pi / 2 * seen[0][1] / 1000).tan(), sigma.flatten(), rtol=1e-4, atol=0)
+    x0 = to_unit_range(batch.images)
+    x, total = x0 + sigma * batch.draws["noise"], sigma**2 + 0.58**2
+    torch.testing.assert_close(seen[0][0], x / total.sqrt(), rtol=1e-4, atol=1e-5)
+    # Of a network that says nothing, D is c_skip x; sigma_data is that of uniform pixels, so the loss is about 1.
+    per_sample = (total / (sigma * 0.58) ** 2 * (0.58**2 / total * x - x0) ** 2).flatten(1).mean(dim=1)
+    torch.testing.assert_close(terms_of(task, batch, torch.zeros_like(x0))["mse"], per_sample, rtol=1e-3, atol=0)
+    torch.testing.assert_close(made.loss, per_sample.mean(), rtol=1e-3, atol=0)
+    assert made.loss.item() == pytest.approx(1.0, abs=0.15)
+
+
+def terms_of(task: DiffusionTask, batch: TaskBatch, output: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The loss's terms, each (N,)."""
+    x0, noise = to_unit_range(batch.images), batch.draws["noise"]
+    return task.terms(output, x0, noise, noised(task.process, x0, noise, task.level_draws(batch), task.history))
 
 
 def outputs(batch: TaskBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,18 +180,20 @@ def test_the_bound_reaches_the_mean_in_kl_alone() -> None:
 
 
 def test_the_losses_weigh_the_same_bound_differently() -> None:
-    made = {}
+    made, terms = {}, {}
     for loss in ("simple", "hybrid", "rescaled", "kl"):
         task = diffusion_task(DiffusionOptions(num_timesteps=500), ObjectiveOptions(loss=loss))  # type: ignore[arg-type]
         batch = batch_for(task, LABELS)
         both = torch.cat(outputs(batch), dim=1).detach()
-        made[loss] = task.loss(lambda x, t, y, both=both: both, batch)
-    bound = made["hybrid"].log["vb"]
-    torch.testing.assert_close(made["rescaled"].log["vb"], 0.5 * bound)
-    torch.testing.assert_close(made["kl"].log["vb"], 500 * bound)
+        made[loss], terms[loss] = task.loss(lambda x, t, y, both=both: both, batch), terms_of(task, batch, both)
+        means = {name: term.double().mean().item() for name, term in terms[loss].items()}
+        assert {name: made[loss].log[name].value for name in means} == means
+    bound = terms["hybrid"]["vb"]
+    torch.testing.assert_close(terms["rescaled"]["vb"], 0.5 * bound)
+    torch.testing.assert_close(terms["kl"]["vb"], 500 * bound)
     assert "mse" not in made["kl"].log and "vb" not in made["simple"].log
-    torch.testing.assert_close(made["hybrid"].loss, (made["hybrid"].log["mse"] + bound).mean())
-    torch.testing.assert_close(made["simple"].log["mse"], torch.full((6,), 0.09))
+    torch.testing.assert_close(made["hybrid"].loss, (terms["hybrid"]["mse"] + bound).mean())
+    torch.testing.assert_close(terms["simple"]["mse"], torch.full((6,), 0.09))
 
 
 def test_a_weighting_weighs_the_squared_error_alone() -> None:
@@ -151,8 +201,7 @@ def test_a_weighting_weighs_the_squared_error_alone() -> None:
     for weighting in ("uniform", "min_snr", "edm"):
         task = diffusion_task(DiffusionOptions(), ObjectiveOptions(weighting=weighting))  # type: ignore[arg-type]
         batch = batch_for(task, LABELS)
-        both = torch.cat(outputs(batch), dim=1).detach()
-        made[weighting] = task.loss(lambda x, t, y, both=both: both, batch).log
+        made[weighting] = terms_of(task, batch, torch.cat(outputs(batch), dim=1).detach())
     for weighting in ("min_snr", "edm"):
         assert torch.equal(made[weighting]["vb"], made["uniform"]["vb"])
     snr = task.process.alpha_bar / (1 - task.process.alpha_bar)  # type: ignore[union-attr]
@@ -178,7 +227,7 @@ def test_loss_aware_timesteps_are_drawn_by_the_history_and_weighed_against_it() 
     made = task.loss(forward, batch)
     assert torch.equal(told[0], t)
     assert made.seen is not None and torch.equal(made.seen[0], t)
-    per_sample = made.log["mse"] + made.log["vb"]
+    per_sample = sum(terms_of(task, batch, both).values())
     torch.testing.assert_close(made.seen[1], per_sample)
     torch.testing.assert_close(made.loss, (weight * per_sample).mean())
 
