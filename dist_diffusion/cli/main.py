@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "start or resume a training run",
     "sample": "start or go on with a sampling job",
     "evaluate": "compare samples with a reference",
+    "sweep": "compare guidance scales and modes",
     "nll": "bits per dimension of a dataset under a model",
     "export": "copy an average of a run's commit to a file of its own",
 }

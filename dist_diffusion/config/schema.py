@@ -6,6 +6,8 @@ from typing import Any, Literal
 from dist_diffusion.diffusion.options import DiffusionOptions, GuidanceOptions, ObjectiveOptions, SamplerOptions
 from dist_diffusion.models.options import ClassifierOptions, SuperResolutionOptions, UNetOptions
 
+GuidanceMode = Literal["none", "cfg", "classifier", "both"]
+
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -89,6 +91,18 @@ class CheckpointOptions:
 
 
 @dataclass(frozen=True)
+class ValidationOptions:
+    """The losses on held-out samples after a commit, from that commit's export."""
+
+    shards: str | None = None
+    """A shard folder or its manifest.json, of data.shards' classes; None validates nothing."""
+    num_samples: int | None = 1024
+    """Samples used, from the first row of the index on; None is all."""
+    every_commits: int = 1
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
 class PreviewOptions:
     """A sample grid after a commit, from that commit's export."""
 
@@ -119,6 +133,7 @@ class DiffusionRecipe:
     engine: EngineOptions = field(default_factory=EngineOptions)
     deepspeed: DeepSpeedOptions = field(default_factory=DeepSpeedOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
     preview: PreviewOptions = field(default_factory=PreviewOptions)
 
 
@@ -148,6 +163,7 @@ class ClassifierRecipe:
     engine: EngineOptions = field(default_factory=EngineOptions)
     deepspeed: DeepSpeedOptions = field(default_factory=DeepSpeedOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
 
 
 TrainRecipe = DiffusionRecipe | ClassifierRecipe
@@ -184,7 +200,7 @@ class EvaluateRecipe:
     """npz, sample job, shard folder or saved statistics."""
     out: str | None = None
     judge: str | None = None
-    """Run or export of a classifier: adds label_agreement."""
+    """Run or export of a classifier: adds label_agreement and judge_score."""
     image_size: int | None = None
     """Size at which shards are read before they enter the network; None is the samples' size."""
     num_reference: int | None = None
@@ -192,6 +208,43 @@ class EvaluateRecipe:
     batch_size: int = 64
     seed: int = 0
     threads: int | None = None
+
+
+@dataclass(frozen=True)
+class SweepRecipe:
+    """`dist-diffusion sweep`: sampling jobs that differ in their guidance alone, all evaluated alike."""
+
+    model: str | None = None
+    """A run, RUN@STEP, or an export."""
+    out: str | None = None
+    reference: str | None = None
+    """npz, sample job, shard folder or saved statistics."""
+    num_reference: int | None = None
+    """Reference images used of a shard folder; None is all."""
+    judge: str | None = None
+    """Run or export of a classifier: adds label_agreement and judge_score."""
+    modes: tuple[GuidanceMode, ...] = ("none", "cfg", "classifier", "both")
+    """Which of them; the scales of the others are not used."""
+    cfg_scales: tuple[float, ...] = ()
+    """Of mode cfg."""
+    classifier_scales: tuple[float, ...] = ()
+    """Of mode classifier."""
+    both: tuple[tuple[float, float], ...] = ()
+    """Of mode both: pairs [cfg_scale, classifier_scale]."""
+    grid_images: int = 10
+    """Images of each point that the report shows, from the first."""
+    num_samples: int = 50_000
+    """Of each point; from here on as in `sample`."""
+    batch_size: int = 64
+    """Of sampling and of evaluation."""
+    shard_size: int = 1024
+    low_res: str | None = None
+    seed: int = 0
+    threads: int | None = None
+    ema: str | None = None
+    sampler: SamplerOptions = field(default_factory=SamplerOptions)
+    guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
+    """All but mode, cfg_scale and classifier_scale, which the points have."""
 
 
 @dataclass(frozen=True)

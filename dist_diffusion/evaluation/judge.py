@@ -1,4 +1,4 @@
-"""A classifier as judge: how many samples show what their label asked for."""
+"""A classifier as judge: how many samples show what their label asked for, and how surely it sees classes."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ import torch
 
 from dist_diffusion.config.schema import ClassifierRecipe
 from dist_diffusion.errors import ConfigError
+from dist_diffusion.evaluation import metrics
 from dist_diffusion.evaluation.images import ImageSource
 from dist_diffusion.sampling.pixels import from_uint8
 from dist_diffusion.weights.load import load_model
@@ -52,14 +53,18 @@ def check(judge: Judge, samples: ImageSource) -> np.ndarray:
 
 
 @torch.inference_mode()
-def label_agreement(judge: Judge, samples: ImageSource, batch_size: int) -> float:
-    """The share of samples whose most probable class, at model time 0 (no noise), is their label."""
+def judged(judge: Judge, samples: ImageSource, batch_size: int) -> dict[str, float]:
+    """`label_agreement`: the share of samples whose most probable class, at model time 0 (no noise), is their label.
+    `judge_score`: the score (see metrics.score) of the judge's own logits, at most its number of classes.
+    """
     labels = check(judge, samples)
-    predicted = np.concatenate([_classes(judge, images) for images in samples.batches(batch_size)])
-    return float((predicted == labels).mean())
+    logits = np.concatenate([_logits(judge, images) for images in samples.batches(batch_size)])
+    score, _ = metrics.score(logits, 1, samples.path)
+    return {"label_agreement": float((logits.argmax(axis=1) == labels).mean()), "judge_score": score}
 
 
-def _classes(judge: Judge, images: np.ndarray) -> np.ndarray:
+def _logits(judge: Judge, images: np.ndarray) -> np.ndarray:
     device = next(judge.module.parameters()).device
     x = from_uint8(images, device)
-    return judge.module(x, torch.zeros(len(x), device=device)).argmax(dim=1).cpu().numpy()
+    logits: np.ndarray = judge.module(x, torch.zeros(len(x), device=device)).float().cpu().numpy()
+    return logits

@@ -38,24 +38,36 @@ def evaluate(recipe: EvaluateRecipe, say: Say) -> dict[str, Any]:
     reference_side = open_side(reference_path, network, image_size, recipe.num_reference)
     judge = None if recipe.judge is None else _checked_judge(recipe.judge, samples_side)
 
-    samples = _statistics(samples_side, network, recipe.batch_size, f"samples={samples_path}", say)
-    reference = _statistics(reference_side, network, recipe.batch_size, f"reference={reference_path}", say)
-    result = compare(samples, reference, network, recipe.seed)
-    if judge is not None:
-        assert not isinstance(samples_side, Statistics)
-        result["label_agreement"] = judges.label_agreement(judge, samples_side, recipe.batch_size)
-    result |= {
-        "num_samples": samples.num_images,
-        "num_reference": reference.num_images,
-        "network": network.name,
-        "warnings": warnings(samples, reference, network, recipe.num_reference),
-        "samples": samples_path,
-        "reference": reference_path,
-    }
+    result = measure(recipe, network, samples_side, reference_side, judge, say)
     publish.write_json(files.join(out, RESULT), result)
     for line in [*table(result), f"written to {files.join(out, RESULT)}"]:
         say(line)
     return result
+
+
+def measure(
+    recipe: EvaluateRecipe,
+    network: FeatureNetwork,
+    samples_side: Statistics | ImageSource,
+    reference_side: Statistics | ImageSource,
+    judge: Judge | None,
+    say: Say,
+) -> dict[str, Any]:
+    """What metrics.json holds, of two sides that are open and a judge that knows the samples' labels."""
+    samples = _statistics(samples_side, network, recipe.batch_size, f"samples={recipe.samples}", say)
+    reference = _statistics(reference_side, network, recipe.batch_size, f"reference={recipe.reference}", say)
+    result = compare(samples, reference, network, recipe.seed)
+    if judge is not None:
+        assert not isinstance(samples_side, Statistics)
+        result |= judges.judged(judge, samples_side, recipe.batch_size)
+    return result | {
+        "num_samples": samples.num_images,
+        "num_reference": reference.num_images,
+        "network": network.name,
+        "warnings": warnings(samples, reference, network, recipe.num_reference),
+        "samples": recipe.samples,
+        "reference": recipe.reference,
+    }
 
 
 def compare(samples: Statistics, reference: Statistics, network: FeatureNetwork, seed: int) -> dict[str, Any]:
@@ -112,6 +124,7 @@ def table(result: dict[str, Any]) -> list[str]:
     ]
     if "label_agreement" in result:
         lines.append(_row("label agreement", f"{result['label_agreement']:.3f}", "higher is better"))
+        lines.append(_row("judge's score", f"{result['judge_score']:.3f}", "higher is better"))
     return lines + [f"warning: {text}" for text in result["warnings"]]
 
 

@@ -1,11 +1,11 @@
 """A sampling job's folder: what it was started with, which shards are finished, and the merged result.
 
 OUT/job.json pins the settings; OUT/*.safetensors are the exports that it uses, copied; OUT/shards/ holds finished
-shards; OUT/samples_{N}x{H}x{W}x3.npz is the result.
+shards and OUT/cost/ what each cost; OUT/samples_{N}x{H}x{W}x3.npz is the result.
 """
 
 import dataclasses
-import os
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -13,22 +13,23 @@ from typing import Any
 from dist_diffusion.config.load import to_dict
 from dist_diffusion.config.protected import flatten
 from dist_diffusion.config.schema import SampleRecipe
-from dist_diffusion.errors import CheckpointError, ConfigError, DataError, StorageError
-from dist_diffusion.sampling import npz
+from dist_diffusion.errors import ConfigError, DataError, StorageError
+from dist_diffusion.sampling import exports, npz
+from dist_diffusion.sampling.exports import Pinned, Sources, wanted_models
 from dist_diffusion.sampling.plan import OutputShard
 from dist_diffusion.storage import files, publish
-from dist_diffusion.weights.resolve import find
 
 FORMAT = 1
 JOB = "job.json"
 SHARDS = "shards"
+COST = "cost"
 MERGED = re.compile(r"samples_(\d+)x\d+x\d+x3\.npz")
-FREE = ("out", "num_samples", "model", "low_res", "guidance.classifier", "guidance.uncond_model", "threads")
+FREE = (
+    *("out", "num_samples", "model", "low_res", "threads"),
+    *(f"guidance.{role}" for role in ("classifier", "uncond_model", "auto_model")),
+)
 """Settings that a rerun may give differently: a job grows, and its models, the images that it starts from and its
 threads are pinned by the first start."""
-
-Sources = dict[str, tuple[str, str]]
-"""By role (model, classifier, uncond_model): the path that was given, and the export that it names."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ class Job:
     out: str
     settings: dict[str, Any]
     """The recipe of the first start, flat."""
-    models: dict[str, dict[str, Any]]
-    """By role (model, classifier, uncond_model): the path that was given, the copy's file name and its sha256."""
+    models: Pinned
     threads: int
     device: str
     """The kind of device: another kind gives other bytes."""
@@ -61,8 +61,11 @@ class Job:
 
     def shard_path(self, shard: OutputShard) -> str:
         """Where a shard lies; its name tells its images, so that a grown job's last shard is another file."""
-        name = f"shard-{shard.indices.start:09d}-{shard.indices.stop:09d}.npz"
-        return files.join(self.out, SHARDS, name)
+        return files.join(self.out, SHARDS, f"{shard_name(shard)}.npz")
+
+    def cost_path(self, shard: OutputShard) -> str:
+        """Where its cost lies."""
+        return files.join(self.out, COST, f"{shard_name(shard)}.json")
 
     def model_path(self, role: str) -> str:
         """The pinned export of a role."""
@@ -71,6 +74,11 @@ class Job:
     def missing(self, shards: list[OutputShard]) -> list[OutputShard]:
         """The shards that are not there whole."""
         return [shard for shard in shards if not npz.is_whole(self.shard_path(shard), len(shard.indices))]
+
+
+def shard_name(shard: OutputShard) -> str:
+    """Without an ending."""
+    return f"shard-{shard.indices.start:09d}-{shard.indices.stop:09d}"
 
 
 def samples_name(num_samples: int, height: int, width: int) -> str:
@@ -92,7 +100,15 @@ def merged_npz(folder: str) -> str:
 
 
 def find_job(recipe: SampleRecipe, device: str) -> Job | None:
-    """The job that recipe.out holds, checked against the recipe; None where it holds none."""
+    """The job that recipe.out holds, whole and checked against the recipe; None where it holds none."""
+    job = look_up(recipe, device)
+    if job is not None:
+        exports.check_copies(job.out, job.models)
+    return job
+
+
+def look_up(recipe: SampleRecipe, device: str) -> Job | None:
+    """The same without reading its exports."""
     assert recipe.out is not None
     if not is_job(recipe.out):
         return None
@@ -101,19 +117,10 @@ def find_job(recipe: SampleRecipe, device: str) -> Job | None:
     return job
 
 
-def find_sources(recipe: SampleRecipe) -> Sources:
-    """The exports of every role that the guidance mode uses; other paths are not looked at."""
-    return {role: (given, find(given, _average(recipe, role))) for role, given in wanted_models(recipe).items()}
-
-
 def create_job(recipe: SampleRecipe, sources: Sources, threads: int, device: str, low_res: PinnedRows | None) -> Job:
     """Starts a job: copies its exports, then pins its settings. Call it once the settings are known to work."""
     assert recipe.out is not None
-    models = {}
-    for role, (given, source) in sources.items():
-        name = f"{role}.safetensors"
-        digest = publish.copy(source, files.join(recipe.out, name))
-        models[role] = {"given": given, "source": source, "file": name, "sha256": digest}
+    models = exports.pin(recipe.out, sources)
     job = Job(recipe.out, settings_of(recipe), models, threads, device, low_res)
     _write(job)
     return job
@@ -131,26 +138,10 @@ def _write(job: Job) -> None:
     publish.write_json(files.join(job.out, JOB), {"format": FORMAT, **content})
 
 
-def wanted_models(recipe: SampleRecipe) -> dict[str, str]:
-    """The path that the recipe gives for each role of its guidance mode."""
-    mode, guidance = recipe.guidance.mode, recipe.guidance
-    assert recipe.model is not None
-    roles = {"model": recipe.model}
-    if mode in ("classifier", "both"):
-        assert guidance.classifier is not None
-        roles["classifier"] = guidance.classifier
-    if mode in ("cfg", "both") and guidance.uncond_model is not None:
-        roles["uncond_model"] = guidance.uncond_model
-    return roles
-
-
-def _average(recipe: SampleRecipe, role: str) -> str | None:
-    return recipe.ema if role == "model" else None
-
-
 def settings_of(recipe: SampleRecipe) -> dict[str, Any]:
-    """The recipe as dotted keys, without those that a rerun may change."""
-    return {key: value for key, value in flatten(to_dict(recipe)).items() if key not in FREE}
+    """The recipe as dotted keys, without those that a rerun may change; its values as job.json gives them back."""
+    content = json.loads(json.dumps(to_dict(recipe)))
+    return {key: value for key, value in flatten(content).items() if key not in FREE}
 
 
 def _read(out: str) -> Job:
@@ -161,17 +152,13 @@ def _read(out: str) -> Job:
     # Jobs of versions without super-resolution say nothing of it.
     low_res = content.get("low_res")
     pinned = None if low_res is None else PinnedRows(**low_res)
-    job = Job(out, content["settings"], content["models"], content["threads"], content["device"], pinned)
-    for role, model in job.models.items():
-        copy = files.join(out, model["file"])
-        if not files.exists(copy) or files.sha256(copy) != model["sha256"]:
-            raise StorageError(f"{copy} is missing or damaged: restore it, or sample into another folder ({role})")
-    return job
+    return Job(out, content["settings"], content["models"], content["threads"], content["device"], pinned)
 
 
 def _compare(job: Job, recipe: SampleRecipe, device: str) -> None:
     now = {**settings_of(recipe), "device": device}
-    before = {**job.settings, "device": job.device}
+    # What a job of an earlier version does not know was as it is by default.
+    before = {**settings_of(SampleRecipe()), **job.settings, "device": job.device}
     changed = [f"{key}: {before.get(key)} -> {value}" for key, value in now.items() if before.get(key) != value]
     roles = wanted_models(recipe)
     changed += [f"{role}: none -> {given}" for role, given in roles.items() if role not in job.models]
@@ -182,23 +169,3 @@ def _compare(job: Job, recipe: SampleRecipe, device: str) -> None:
         raise ConfigError(
             f"out={job.out} holds a job with other settings ({'; '.join(changed)}): give the same ones, or another out"
         )
-
-
-def model_notes(job: Job, recipe: SampleRecipe) -> list[str]:
-    """What to say where a given model is not the pinned one any more. ConfigError where it is another run's."""
-    notes = []
-    for role, given in wanted_models(recipe).items():
-        pinned = job.models[role]
-        try:
-            source = find(given, _average(recipe, role))
-        except (CheckpointError, StorageError):
-            notes.append(f"{role} {given} cannot be read any more; the job's own copy is used")
-            continue
-        if source == pinned["source"] or files.sha256(source) == pinned["sha256"]:
-            continue
-        if os.path.abspath(given) != os.path.abspath(pinned["given"]):
-            raise ConfigError(
-                f"out={job.out} holds a job of {role} {pinned['given']}, not {given}: give that, or another out"
-            )
-        notes.append(f"{role} {given} has a newer commit; this job stays with {pinned['source']}")
-    return notes

@@ -1,5 +1,6 @@
 """Running a sampling job on this launch's ranks."""
 
+import dataclasses
 import time
 
 import numpy as np
@@ -10,14 +11,16 @@ from dist_diffusion.distributed.agreement import on_rank_zero, together
 from dist_diffusion.distributed.group import Group, set_deterministic
 from dist_diffusion.observe.console import Console
 from dist_diffusion.observe.throughput import Throughput, human
-from dist_diffusion.sampling import npz
-from dist_diffusion.sampling.generate import Generate, make_generator
-from dist_diffusion.sampling.job import Job, create_job, find_job, find_sources, model_notes, pin_low_res
+from dist_diffusion.sampling import cost, exports, npz
+from dist_diffusion.sampling.cost import ShardCost
+from dist_diffusion.sampling.exports import find_sources, wanted_models
+from dist_diffusion.sampling.generate import Generator, make_generator
+from dist_diffusion.sampling.job import Job, create_job, find_job, pin_low_res
 from dist_diffusion.sampling.low_res import LowRes, check_count, pinned_rows
 from dist_diffusion.sampling.merge import merge
 from dist_diffusion.sampling.models import Models
 from dist_diffusion.sampling.plan import OutputShard, batches, output_shards, share
-from dist_diffusion.weights.load import load_model
+from dist_diffusion.weights.load import LoadedModel, load_model
 
 
 def run_job(recipe: SampleRecipe, group: Group, threads: int, console: Console) -> str:
@@ -32,7 +35,8 @@ def run_job(recipe: SampleRecipe, group: Group, threads: int, console: Console) 
     console.say(f"{job.out}: {recipe.num_samples} images, {len(missing)} of {len(shards)} shards to make")
     together(group, lambda: make_shards(job, recipe, missing, group, console))
     path = on_rank_zero(group, lambda: merge(job, shards))
-    console.say(f"wrote {path}")
+    total = on_rank_zero(group, lambda: cost.add_up(job, shards))
+    console.say(f"wrote {path}: {total or 'of unknown cost, an earlier version made some of its shards'}")
     return path
 
 
@@ -42,7 +46,7 @@ def open_job(recipe: SampleRecipe, group: Group, threads: int) -> tuple[Job, lis
     job = find_job(recipe, group.device.type)
     if job is None:
         return start_job(recipe, low_res, threads, group.device.type), []
-    notes = model_notes(job, recipe)
+    notes = exports.notes(job.out, job.models, wanted_models(recipe), recipe.ema)
     if job.threads != threads:
         notes.append(f"the job was started with {job.threads} threads a rank: using them, for the same bytes")
     if low_res is not None:
@@ -61,7 +65,7 @@ def open_low_res(recipe: SampleRecipe) -> LowRes | None:
 
 def start_job(recipe: SampleRecipe, low_res: LowRes | None, threads: int, device: str) -> Job:
     """A new job; a refused one leaves nothing."""
-    sources = find_sources(recipe)
+    sources = find_sources(wanted_models(recipe), recipe.ema)
     try_out(recipe, {role: path for role, (_, path) in sources.items()}, low_res)
     pinned = None if low_res is None else pinned_rows(low_res, recipe.num_samples, None)
     return create_job(recipe, sources, threads, device, pinned)
@@ -82,8 +86,14 @@ def try_out(recipe: SampleRecipe, paths: dict[str, str], low_res: LowRes | None)
 
 def load_models(paths: dict[str, str], device: torch.device) -> Models:
     """The networks of a job by their roles."""
-    loaded = {role: load_model(path, device=device) for role, path in paths.items()}
-    return Models(loaded["model"], loaded.get("classifier"), loaded.get("uncond_model"))
+    return by_role({role: load_model(path, device=device) for role, path in paths.items()})
+
+
+def by_role(loaded: dict[str, LoadedModel]) -> Models:
+    """Networks in their places."""
+    return Models(
+        loaded["model"], loaded.get("classifier"), loaded.get("uncond_model"), weaker=loaded.get("auto_model")
+    )
 
 
 def make_shards(job: Job, recipe: SampleRecipe, missing: list[OutputShard], group: Group, console: Console) -> None:
@@ -105,14 +115,18 @@ def make_shards(job: Job, recipe: SampleRecipe, missing: list[OutputShard], grou
             console.say(f"{done}/{total} images of this rank, {rate:.1f} img/s in all, ETA {human(throughput.eta_s)}")
 
 
-def write_shard(job: Job, shard: OutputShard, generate: Generate, batch_size: int) -> None:
-    """Makes one shard's images and publishes them."""
+def write_shard(job: Job, shard: OutputShard, generate: Generator, batch_size: int) -> None:
+    """Makes one shard's images and publishes them, after what they cost."""
     images, labels = [], []
-    for batch in batches(shard, batch_size):
+    todo = batches(shard, batch_size)
+    before, start = dataclasses.replace(generate.evaluations), time.monotonic()
+    for batch in todo:
         made, drawn = generate(batch.indices)
         images.append(made[: batch.keep])
         if drawn is not None:
             labels.append(drawn[: batch.keep].astype(np.int64))
+    spent = generate.evaluations.since(before)
+    cost.publish_shard(job, shard, ShardCost(len(todo) * batch_size, spent, time.monotonic() - start))
     pixels = np.concatenate(images)
     arrays = {"arr_0": npz.Streamed(pixels.shape, pixels.dtype, [pixels])}
     if labels:

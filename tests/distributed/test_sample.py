@@ -1,6 +1,7 @@
 """`dist-diffusion sample` and `evaluate`: the same bytes whatever happens, in every guidance mode."""
 
 import hashlib
+import json
 import os
 import signal
 import time
@@ -67,6 +68,10 @@ def digest(models: Path, out: str, num: int = 40) -> str:
     return hashlib.sha256((models / out / f"samples_{num}x8x8x3.npz").read_bytes()).hexdigest()
 
 
+def cost(models: Path, out: str) -> dict[str, float]:
+    return json.loads((models / out / "cost.json").read_text())
+
+
 @pytest.fixture(scope="session")
 def whole(models: Path, launcher: Launcher) -> str:
     """The job in one piece, on one rank."""
@@ -78,6 +83,14 @@ def test_a_job_is_what_the_adm_evaluator_reads(models: Path, whole: str) -> None
     content = np.load(models / "whole/samples_40x8x8x3.npz")
     assert content["arr_0"].shape == (40, 8, 8, 3) and content["arr_0"].dtype == np.uint8
     assert content["arr_1"].shape == (40,) and set(content["arr_1"]) == {0, 1, 2}
+
+
+def test_a_job_says_what_it_cost(models: Path, whole: str) -> None:
+    """25 steps, each of two halves of classifier-free guidance and one gradient."""
+    found = cost(models, "whole")
+    evaluations = found["network_evaluations_per_image"], found["classifier_evaluations_per_image"]
+    assert (found["images"], *evaluations) == (40, 50, 25)
+    assert found["images_per_second_per_rank"] == pytest.approx(40 / found["seconds"])
 
 
 def test_killed_and_rerun_on_other_ranks_gives_the_same_bytes(models: Path, launcher: Launcher, whole: str) -> None:
@@ -92,6 +105,8 @@ def test_killed_and_rerun_on_other_ranks_gives_the_same_bytes(models: Path, laun
     assert 0 < len(made) < 5, "killed too late to prove anything"
     launcher.run(3, *arguments(models, "killed_job"))
     assert digest(models, "killed_job") == whole
+    for key in ("images", "network_evaluations_per_image", "classifier_evaluations_per_image"):
+        assert cost(models, "killed_job")[key] == cost(models, "whole")[key]
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in made.items()), "a finished shard was made again"
 
 
@@ -113,6 +128,8 @@ def test_a_grown_job_keeps_its_images(models: Path, launcher: Launcher, whole: s
     assert digest(models, "grown") == whole
     small, large = (np.load(models / f"grown/samples_{n}x8x8x3.npz")["arr_0"] for n in (21, 40))
     assert np.array_equal(small, large[:21])
+    # The shard of images 16 to 20, which was made again with its later ones, is not among those that were merged.
+    assert cost(models, "grown")["images"] == 40
 
 
 def test_another_batch_size_differs_by_one_grey_level_at_most(models: Path, launcher: Launcher, whole: str) -> None:
@@ -167,6 +184,23 @@ def test_evaluation_of_a_job_against_shards(models: Path, launcher: Launcher, wh
     assert (models / "evaluation/metrics.json").exists()
     assert "FD-lite0" in out
     assert "FID" not in out.replace("published FID", "")
+
+
+def test_a_sweep_on_two_ranks_goes_on_in_one_process(models: Path, launcher: Launcher, whole: str) -> None:
+    (models / "sweep.yaml").write_text(RECIPE.split("guidance")[0] + "modes: [none, both]\nboth: [[2, 0.5]]\n")
+    where = [f"model={models}/model", f"out={models}/sweep", f"reference={models}/shards", f"judge={models}/judge"]
+    command = ["sweep", str(models / "sweep.yaml"), *where, f"guidance.classifier={models}/judge"]
+    launcher.run(2, *command, "modes=[none]")
+    made = models / "sweep/points/none/samples_40x8x8x3.npz"
+    time_ns = made.stat().st_mtime_ns
+    out, _ = launcher.run(1, *command)
+    assert "[1/2] none: done before" in out and made.stat().st_mtime_ns == time_ns
+    table = json.loads((models / "sweep/table.json").read_text())
+    assert [(row["guidance"], row["network_evaluations"]) for row in table] == [("none", 25), ("both", 50)]
+    assert all(row["label_agreement"] >= 0 for row in table)
+    assert digest(models, "sweep/points/both-2-0.5") == whole
+    page = (models / "sweep/report.html").read_text()
+    assert page.count("FD-lite0@40") > 1 and "FID" not in page.replace("not FID", "").replace("published FID", "")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Recipes: bases, overrides, and messages that name file and key."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,10 @@ def test_a_recipe_survives_dict_and_yaml(tmp_path: Path) -> None:
         ([*LOG_SNR, "objective.timesteps=loss_aware"], 1, "objective.timesteps=loss_aware needs timesteps"),
         (["objective.loss=simple"], 1, "objective.loss=simple trains no variance"),
         (["objective.loss=kl", "objective.weighting=edm"], 1, "objective.weighting=edm"),
-        (["objective.sigma_data=.nan"], 1, "objective.sigma_data=nan"),
+        (["diffusion.sigma_data=.nan"], 1, "diffusion.sigma_data=nan"),
+        (["objective.timesteps=log_normal"], 1, "objective.timesteps=log_normal needs noise levels"),
+        ([*LOG_SNR, "objective.log_sigma_std=0"], 1, "objective.log_sigma_std=0"),
+        ([*LOG_SNR, "objective.log_sigma_mean=.nan"], 1, "objective.log_sigma_mean=nan"),
         (["objective.min_snr_gamma=0"], 1, "objective.min_snr_gamma=0"),
         (["optim.lr=.nan"], 1, "optim.lr=nan"),
         (["optim.lr=.inf"], 1, "optim.lr=inf"),
@@ -126,7 +130,8 @@ def test_contradictions(tmp_path: Path, overrides: list[str], world: int, part: 
 def test_schedules_have_their_own_fewest_timesteps_and_continuous_time_none(tmp_path: Path) -> None:
     path = write(tmp_path, "a.yaml", RECIPE)
     cosine = ["diffusion.schedule=cosine", "diffusion.num_timesteps=2"]
-    for overrides in (cosine, ["diffusion.num_timesteps=21"], [*LOG_SNR, "diffusion.num_timesteps=1"]):
+    edm = [*LOG_SNR, "diffusion.prediction=edm", "objective.timesteps=log_normal"]
+    for overrides in (cosine, ["diffusion.num_timesteps=21"], [*LOG_SNR, "diffusion.num_timesteps=1"], edm):
         check_train(load.load_train(path, overrides), 1)
 
 
@@ -137,7 +142,21 @@ def test_a_recipe_may_be_based_on_another_tasks(tmp_path: Path) -> None:
     assert isinstance(load.load_train(str(tmp_path / "a.yaml"), ["task=super_resolution"]), SuperResolutionRecipe)
 
 
-@pytest.mark.parametrize("name", ["demo/sample", "sample/adm", "sample/cfg"])
+def test_where_sigma_data_once_stood_is_read_in_what_was_saved_alone(tmp_path: Path) -> None:
+    recipe = load.load_train(write(tmp_path, "a.yaml", RECIPE), ["diffusion.sigma_data=0.7"])
+    saved = load.to_dict(recipe)
+    saved["objective"]["sigma_data"] = saved["diffusion"].pop("sigma_data")
+    before = json.dumps(saved)
+    assert load.from_dict(saved, "step-1") == recipe
+    assert json.dumps(saved) == before
+    saved["objective"]["sigma_data"] = "wide"
+    with pytest.raises(ConfigError, match=r"step-1: diffusion\.sigma_data"):
+        load.from_dict(saved, "step-1")
+    with pytest.raises(ConfigError, match=r"unknown key objective\.sigma_data"):
+        load.load_train(str(tmp_path / "a.yaml"), ["objective.sigma_data=0.7"])
+
+
+@pytest.mark.parametrize("name", ["demo/sample", "sample/adm", "sample/cfg", "sample/edm"])
 def test_the_sampling_recipes_need_their_paths_alone(name: str) -> None:
     path = str(Path(__file__).parents[3] / f"configs/{name}.yaml")
     check_sample(load.load(SampleRecipe, path, ["model=m", "out=o"]))

@@ -8,9 +8,11 @@ import torch
 from support import ROOT
 
 from dist_diffusion.config.checks import check_train
-from dist_diffusion.config.load import load_train
+from dist_diffusion.config.load import load, load_train
 from dist_diffusion.config.resolve import resolve
-from dist_diffusion.config.schema import TrainRecipe
+from dist_diffusion.config.schema import DiffusionRecipe, SampleRecipe, TrainRecipe
+from dist_diffusion.diffusion.spacing import sampler_levels
+from dist_diffusion.diffusion.timeline import timeline
 from dist_diffusion.models.build import build
 
 KEYS = Path(__file__).parent / "checkpoint_keys"
@@ -35,7 +37,12 @@ ADM = {
     "512x512_classifier": ("512_classifier", 54.448, "linear", 0.0, 256, 3e-4, 500),
 }
 # From arXiv 2207.12598: the network is ADM's but for a null label's row and an output of three channels.
-CFG = {"imagenet64": ("64_diffusion", 0.1, 2048, 3e-4, 400), "imagenet128": ("128_diffusion", 0.0, 256, 1e-4, 2700)}
+CFG = {
+    "imagenet64": ("64_diffusion", 0.1, 2048, 3e-4, 400, "eps", "uniform"),
+    "imagenet64_v": ("64_diffusion", 0.1, 2048, 3e-4, 400, "v", "uniform"),
+    "imagenet64_v_min_snr": ("64_diffusion", 0.1, 2048, 3e-4, 400, "v", "min_snr"),
+    "imagenet128": ("128_diffusion", 0.0, 256, 1e-4, 2700, "eps", "uniform"),
+}
 
 
 def recipe_of(folder: str, name: str) -> TrainRecipe:
@@ -57,7 +64,7 @@ def released(keys: str) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def test_there_is_a_recipe_for_every_model_of_the_papers() -> None:
-    for folder, known in (("adm", ADM), ("cfg", CFG)):
+    for folder, known in (("adm", ADM), ("cfg", CFG), ("edm", ["imagenet64"])):
         assert {path.stem for path in (ROOT / "configs" / folder).glob("*.yaml")} == set(known)
 
 
@@ -79,16 +86,45 @@ def test_adm_recipes(name: str) -> None:
         assert (recipe.diffusion.prediction, recipe.diffusion.variance) == ("eps", "learned_range")
 
 
+def without_variance(keys: str, num_labels: int) -> list[tuple[str, tuple[int, ...]]]:
+    """The listing of a checkpoint's network with an output of three channels and so many label rows."""
+    changed = {"out.2.weight": (3,), "out.2.bias": (3,), "label_emb.weight": (num_labels,)}
+    return [(key, changed[key] + shape[1:] if key in changed else shape) for key, shape in released(keys)]
+
+
 @pytest.mark.parametrize("name", CFG)
 def test_classifier_free_guidance_recipes(name: str) -> None:
-    keys, dropout, batch, rate, steps = CFG[name]
+    keys, dropout, batch, rate, steps, prediction, weighting = CFG[name]
     recipe = recipe_of("cfg", name)
-    changed = {"out.2.weight": (3,), "out.2.bias": (3,), "label_emb.weight": (1001,)}
-    expected = [(key, changed[key] + shape[1:] if key in changed else shape) for key, shape in released(keys)]
-    assert shapes_of(recipe) == expected
-    assert (recipe.diffusion.schedule, recipe.diffusion.prediction) == ("log_snr", "eps")
+    assert isinstance(recipe, DiffusionRecipe)
+    assert shapes_of(recipe) == without_variance(keys, 1001)
+    assert (recipe.diffusion.schedule, recipe.diffusion.prediction) == ("log_snr", prediction)
+    assert (recipe.objective.weighting, recipe.objective.p_uncond) == (weighting, 0.1)
     assert (recipe.model.dropout, recipe.train.global_batch, recipe.optim.lr) == (dropout, batch, rate)
     assert recipe.train.steps == 1000 * steps
+
+
+def test_edms_recipe() -> None:
+    """arXiv 2206.00364, Table 1, and the released code's options."""
+    recipe = recipe_of("edm", "imagenet64")
+    assert isinstance(recipe, DiffusionRecipe)
+    shapes = shapes_of(recipe)
+    assert shapes == without_variance("64_diffusion", 1000)
+    assert sum(math.prod(shape) for _, shape in shapes) == pytest.approx(295.9e6, abs=0.05e6)
+    times, objective = timeline(recipe.diffusion), recipe.objective
+    assert (times.sigma_min, times.sigma_max) == pytest.approx((0.002, 80), rel=1e-5)
+    assert (recipe.diffusion.prediction, recipe.diffusion.sigma_data) == ("edm", 0.5)
+    assert (objective.loss, objective.weighting, objective.p_uncond) == ("simple", "uniform", 0)
+    assert (objective.timesteps, objective.log_sigma_mean, objective.log_sigma_std) == ("log_normal", -1.2, 1.2)
+    assert (
+        (recipe.train.steps - 1) * recipe.train.global_batch < 2.5e9 <= recipe.train.steps * recipe.train.global_batch
+    )
+    assert recipe.ema.decays[0] ** (50e6 / recipe.train.global_batch) == pytest.approx(0.5, rel=1e-4)
+    assert (recipe.model.dropout, recipe.optim.lr, recipe.optim.warmup_images) == (0.1, 1e-4, 10_000_000)
+    sampler = load(SampleRecipe, str(ROOT / "configs/sample/edm.yaml"), []).sampler
+    sigmas = [level.edm_sigma for level in sampler_levels(recipe.diffusion, sampler)]
+    assert len(sigmas) == 257 and sigmas[-1] == 0
+    assert (sigmas[0], sigmas[-2]) == pytest.approx((80, 0.002), rel=1e-5)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)

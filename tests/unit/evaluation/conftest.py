@@ -1,13 +1,16 @@
 """Files to evaluate, and a network of eight features that costs nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import distributed as dist
 
 from dist_diffusion.data import shards, sources
+from dist_diffusion.distributed.group import Group, set_deterministic
 
 
 class TinyNetwork:
@@ -29,6 +32,16 @@ class TinyNetwork:
         quarters = [images[:, y : y + half, x : x + half].mean((1, 2)) for y in (0, half) for x in (0, half)]
         features = (np.concatenate(quarters, axis=1) / 64).astype(np.float32) @ self.to_features
         return features, features @ self.to_logits
+
+
+@pytest.fixture
+def group() -> Iterator[Group]:
+    """One process. What sampling sets for all of it is taken back."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    assert dist.group.WORLD is not None
+    yield Group(0, 1, torch.device("cpu"), dist.group.WORLD)
+    dist.destroy_process_group()
+    set_deterministic(False)
 
 
 @pytest.fixture

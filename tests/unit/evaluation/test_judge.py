@@ -41,10 +41,22 @@ def _save(path, labels) -> str:
 def test_label_agreement_is_the_share_of_labels_that_the_judge_sees(tmp_path, judge):
     labels = np.arange(10) % 3
     source = open_images(_save(tmp_path / "a.npz", labels))
-    assert judges.label_agreement(judge, source, batch_size=4) == 1
+    assert judges.judged(judge, source, batch_size=4)["label_agreement"] == 1
     labels[[0, 5, 9]] = 1, 0, 2
     source = open_images(_save(tmp_path / "b.npz", labels))
-    assert judges.label_agreement(judge, source, batch_size=4) == 0.7
+    assert judges.judged(judge, source, batch_size=4)["label_agreement"] == 0.7
+
+
+def test_the_judges_score_is_that_of_its_logits(tmp_path, judge):
+    """Three sure, evenly seen classes score 3; one class alone scores 1, however sure."""
+    judge.module.weight.data *= 100
+    source = open_images(_save(tmp_path / "a.npz", np.zeros(10, dtype=np.int64)))
+    shares = np.array([4, 3, 3]) / 10
+    expected = np.exp(-(shares * np.log(shares)).sum())
+    assert judges.judged(judge, source, batch_size=4)["judge_score"] == pytest.approx(expected, rel=1e-6)
+    np.savez(tmp_path / "b.npz", np.full((4, 8, 8, 3), (0, 255, 0), dtype=np.uint8), np.zeros(4, dtype=np.int64))
+    alone = open_images(str(tmp_path / "b.npz"))
+    assert judges.judged(judge, alone, batch_size=4)["judge_score"] == pytest.approx(1)
 
 
 def test_samples_without_labels_are_refused(tmp_path, judge):
@@ -77,7 +89,7 @@ def test_a_judge_is_loaded_from_an_export(tmp_path, write_npz):
     with torch.inference_mode():
         images = torch.from_numpy(np.concatenate(list(source.batches(12)))).permute(0, 3, 1, 2)
         expected = module.eval()(images / 127.5 - 1, torch.zeros(12)).argmax(1).numpy()
-    assert judges.label_agreement(judge, source, 5) == (expected == source.labels).mean()
+    assert judges.judged(judge, source, 5)["label_agreement"] == (expected == source.labels).mean()
 
 
 def test_a_diffusion_model_is_no_judge(tmp_path):

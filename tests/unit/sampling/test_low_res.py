@@ -21,7 +21,7 @@ from dist_diffusion.diffusion.options import GuidanceOptions, ObjectiveOptions, 
 from dist_diffusion.errors import ConfigError, DataError
 from dist_diffusion.models.build import build
 from dist_diffusion.models.options import SuperResolutionOptions, UNetOptions
-from dist_diffusion.sampling.generate import Generate, make_generator
+from dist_diffusion.sampling.generate import Generator, make_generator
 from dist_diffusion.sampling.job import Job, create_job, find_job, pin_low_res
 from dist_diffusion.sampling.low_res import LowRes, check_count, pinned_rows
 from dist_diffusion.sampling.models import Models
@@ -54,7 +54,7 @@ def network(recipe: DiffusionRecipe, seed: int = 0) -> LoadedModel:
 
 def generator(
     model: LoadedModel, low_res: LowRes | None, sampler: str = "ddim", reference: LoadedModel | None = None, **guided
-) -> Generate:
+) -> Generator:
     guidance = GuidanceOptions(**guided)
     return make_generator(
         Models(model, unconditional=reference), SamplerOptions(sampler, STEPS), guidance, 0, "cpu", low_res

@@ -1,0 +1,35 @@
+"""Runs the points of a series: each is sampled on all ranks, then evaluated on rank 0."""
+
+from collections.abc import Callable
+from functools import partial
+
+from dist_diffusion.distributed.agreement import on_rank_zero
+from dist_diffusion.distributed.group import Group
+from dist_diffusion.evaluation.evaluator import Evaluator, Finished
+from dist_diffusion.evaluation.series import Opened, Series, open_series, pin_models
+from dist_diffusion.observe.console import Console
+from dist_diffusion.sampling.run import run_job
+
+Report = Callable[[Opened, list[Finished]], None]
+"""What is written after every point, of those that are finished, in the order of the series."""
+
+
+def run_series(series: Series, group: Group, threads: int, console: Console, report: Report) -> list[Finished]:
+    """Samples on all ranks and evaluates on rank 0 what is not finished; `report` is called on rank 0."""
+    opened = on_rank_zero(group, lambda: open_series(series, group.device.type, threads))
+    for note in opened.notes:
+        console.say(note)
+    evaluator = Evaluator(opened, console.say)
+    on_rank_zero(group, evaluator.check)
+    on_rank_zero(group, lambda: pin_models(opened))
+    done = on_rank_zero(group, evaluator.finished)
+    points = opened.series.points
+    for number, point in enumerate(points, 1):
+        console.say(f"[{number}/{len(points)}] {point.name}{': done before' if point.name in done else ''}")
+        if point.name not in done:
+            path = run_job(point.recipe, group, opened.threads, console)
+            done[point.name] = on_rank_zero(group, partial(evaluator.evaluate, point, path))
+            on_rank_zero(group, partial(report, opened, [done[p.name] for p in points if p.name in done]))
+    results = [done[point.name] for point in points]
+    on_rank_zero(group, partial(report, opened, results))
+    return results
