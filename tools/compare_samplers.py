@@ -14,15 +14,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also runs where the package is not installed
 
-from dist_diffusion.config.checks import check_sample
+from dist_diffusion.cli.main import leave
 from dist_diffusion.config.load import load_options
 from dist_diffusion.config.points import Point, folder_of
+from dist_diffusion.config.sampling_checks import check_sample
 from dist_diffusion.config.schema import EvaluateRecipe, SampleRecipe
+from dist_diffusion.diffusion.spacing import spacing_of
 from dist_diffusion.distributed import group as groups
-from dist_diffusion.distributed.environment import resolve
+from dist_diffusion.distributed.environment import Topology, resolve
 from dist_diffusion.errors import ConfigError, DistDiffusionError
 from dist_diffusion.evaluation.evaluator import Finished
-from dist_diffusion.evaluation.points import run_series
+from dist_diffusion.evaluation.run import run_series
 from dist_diffusion.evaluation.series import Opened, Series
 from dist_diffusion.evaluation.tables import distance_name, markdown
 from dist_diffusion.observe.console import Console
@@ -36,6 +38,11 @@ FORMATS = {
     **{"precision": ".3f", "recall": ".3f", "seconds": ".0f"},
 }
 """The printed columns."""
+OF_THE_POINTS = {
+    **{"model": "MODEL", "out": "OUT", "num_samples": "--num-samples", "seed": "--seeds", "sampler.steps": "--steps"},
+    **dict.fromkeys(("sampler.name", "sampler.spacing"), "--samplers"),
+}
+"""Settings that --set would give in vain, and what gives them."""
 
 
 def points_of(base: SampleRecipe, samplers: Sequence[str], steps: Sequence[str], seeds: Sequence[int]) -> list[Point]:
@@ -46,10 +53,9 @@ def points_of(base: SampleRecipe, samplers: Sequence[str], steps: Sequence[str],
     points = {}
     each = [part for sampler in samplers for part in with_steps(sampler, steps)]
     for (name, spacing, count), seed in itertools.product(each, seeds):
-        overrides = [f"sampler.name={name}", f"sampler.spacing={spacing or 'even'}"]
-        chosen = load_options(SampleRecipe, overrides).sampler
-        options = replace(base.sampler, name=chosen.name, spacing=chosen.spacing, steps=count)
-        folder = f"{chosen.name}-{chosen.spacing}-{count.replace(',', '_')}-seed{seed}"
+        chosen = load_options(SampleRecipe, [f"sampler.name={name}", f"sampler.spacing={spacing or 'null'}"]).sampler
+        options = replace(base.sampler, name=chosen.name, spacing=spacing_of(chosen), steps=count)
+        folder = f"{options.name}-{options.spacing}-{count.replace(',', '_')}-seed{seed}"
         recipe = replace(base, sampler=options, seed=seed, out=folder_of(base.out, folder))
         check_sample(recipe)
         points[folder] = Point(folder, recipe)
@@ -58,7 +64,7 @@ def points_of(base: SampleRecipe, samplers: Sequence[str], steps: Sequence[str],
 
 def with_steps(sampler: str, steps: Sequence[str]) -> list[tuple[str, str, str]]:
     """Name, spacing (perhaps empty) and steps, for each of its own steps or else of `steps`."""
-    name, spacing, own = [*sampler.split(":"), "", ""][:3]
+    name, spacing, own = [*sampler.split(":", 2), "", ""][:3]
     counts = [own] if own else steps
     if not counts:
         raise ConfigError(f"--samplers {sampler} gives no steps: add them as NAME:SPACING:STEPS, or give --steps")
@@ -95,7 +101,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("reference", metavar="REFERENCE", help="npz, sample job, shard folder or saved statistics")
     parser.add_argument("out", metavar="OUT", help="folder of the points, and of table.json")
     parser.add_argument(
-        "--samplers", nargs="+", required=True, metavar="NAME[:SPACING[:STEPS]]", help="spacing default: even"
+        "--samplers",
+        nargs="+",
+        required=True,
+        metavar="NAME[:SPACING[:STEPS]]",
+        help="the spacing is by default what suits the sampler",
     )
     parser.add_argument("--steps", nargs="+", default=[], metavar="STEPS", help="of the samplers that give none")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="SEED")
@@ -106,10 +116,19 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(arguments: argparse.Namespace) -> None:
+def checked(settings: Sequence[str]) -> Sequence[str]:
+    """What --set gives. ConfigError where the table has its own."""
+    for setting in settings:
+        key = setting.partition("=")[0]
+        if key in OF_THE_POINTS:
+            raise ConfigError(f"--set {setting}: give {OF_THE_POINTS[key]} instead")
+    return settings
+
+
+def run(arguments: argparse.Namespace, topology: Topology) -> None:
     """Makes what is missing, and the table after each point; prints it at the end."""
     given = [f"model={arguments.model}", f"out={arguments.out}", f"num_samples={arguments.num_samples}"]
-    base = load_options(SampleRecipe, [*arguments.set, *given])
+    base = load_options(SampleRecipe, [*checked(arguments.set), *given])
     points = points_of(base, arguments.samplers, arguments.steps, arguments.seeds)
     evaluation = EvaluateRecipe(
         reference=arguments.reference, num_reference=arguments.num_reference, batch_size=base.batch_size
@@ -121,7 +140,6 @@ def run(arguments: argparse.Namespace) -> None:
             if path is not None:
                 publish.write_json(path, rows)
 
-    topology = resolve(os.environ)
     threads = groups.set_threads(base.threads, topology)
     group = groups.start(topology, PEER_TIMEOUT_S)
     console = Console(None, topology.rank)
@@ -130,15 +148,16 @@ def run(arguments: argparse.Namespace) -> None:
     groups.stop()
 
 
-def main() -> int:
-    """Returns the exit code."""
+def main() -> None:
+    """Never returns."""
+    arguments, topology = parsed(), None
     try:
-        run(parsed())
+        topology = resolve(os.environ)
+        run(arguments, topology)
     except DistDiffusionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+        leave(error, topology)
+    leave(None, topology)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from dist_diffusion.cli.recipe import ready
-from dist_diffusion.config.checks import check_sample
 from dist_diffusion.config.load import load
+from dist_diffusion.config.sampling_checks import check_sample
 from dist_diffusion.config.schema import SampleRecipe
 from dist_diffusion.distributed.environment import Topology
 

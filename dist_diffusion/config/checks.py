@@ -1,21 +1,17 @@
-"""What the types cannot say of a recipe: found before anything is started."""
+"""What the types cannot say of a recipe: found before anything is started. Of sampling, see sampling_checks."""
 
-import functools
-import itertools
 import math
-from typing import Any
 
-from dist_diffusion.config.points import guidance_points
+from dist_diffusion.config.ranges import above_zero, get, in_range, require
+from dist_diffusion.config.sampling_checks import check_sampler
 from dist_diffusion.config.schema import (
     DiffusionRecipe,
     EvaluateRecipe,
     NllRecipe,
-    SampleRecipe,
     SuperResolutionRecipe,
-    SweepRecipe,
     TrainRecipe,
 )
-from dist_diffusion.diffusion.options import LEARNED_VARIANCES, DiffusionOptions, GuidanceOptions, SamplerOptions
+from dist_diffusion.diffusion.options import LEARNED_VARIANCES, DiffusionOptions
 from dist_diffusion.errors import ConfigError
 from dist_diffusion.models.options import NetworkOptions, UNetOptions
 
@@ -23,18 +19,6 @@ MIN_TIMESTEPS = {"linear": 21, "cosine": 2, "log_snr": 1}
 """The linear schedule's last beta is 20 / T: below 1 only from 21 on. A step's variance at t = 0 is the next one's."""
 MAX_LOG_SNR = 60.0
 """Where alpha or sigma, in float32 arithmetic, has long stopped to matter."""
-
-
-def require(recipe: object, *keys: str) -> None:
-    """ConfigError for the first of `keys` that is not given."""
-    for key in keys:
-        if get(recipe, key) is None:
-            raise ConfigError(f"{key} is not given: add {key}=... to the command line or the recipe")
-
-
-def get(recipe: object, key: str) -> Any:
-    """The value of a dotted key."""
-    return functools.reduce(getattr, key.split("."), recipe)
 
 
 RANGES: tuple[tuple[str, float, float], ...] = (
@@ -83,20 +67,6 @@ def check_train(recipe: TrainRecipe, world_size: int) -> None:
     if isinstance(recipe, DiffusionRecipe):
         _check_objective(recipe)
         _check_preview(recipe)
-
-
-def in_range(recipe: object, key: str, low: float, high: float = math.inf, prefix: str = "") -> None:
-    """ConfigError where a number that is given lies outside; nan lies in no range. `prefix` is of the key."""
-    value = get(recipe, key)
-    if value is not None and not low <= value <= high:
-        expected = f"{low} to {high}" if math.isfinite(high) else f"{low} or more"
-        raise ConfigError(f"{prefix and prefix + '.'}{key}={value}: expected {expected}")
-
-
-def above_zero(recipe: object, key: str, prefix: str = "") -> None:
-    """ConfigError where a number is not positive and finite."""
-    if not 0 < get(recipe, key) < math.inf:
-        raise ConfigError(f"{prefix and prefix + '.'}{key}={get(recipe, key)}: expected a number above 0")
 
 
 def _check_engine(recipe: TrainRecipe) -> None:
@@ -149,53 +119,11 @@ def _check_model(model: NetworkOptions) -> None:
 def _check_preview(recipe: DiffusionRecipe) -> None:
     in_range(recipe, "preview.num_images", 0)
     in_range(recipe, "preview.every_commits", 1)
-    _check_sampler("preview.sampler", recipe.preview.sampler)
+    check_sampler("preview.sampler", recipe.preview.sampler)
     if recipe.preview.num_images and recipe.preview.cfg_scale != 1 and not recipe.objective.p_uncond:
         raise ConfigError(
             f"preview.cfg_scale={recipe.preview.cfg_scale} needs a model with label dropout: objective.p_uncond is 0"
         )
-
-
-def _check_sampler(key: str, sampler: SamplerOptions) -> None:
-    if not 0 <= sampler.eta <= 1:
-        raise ConfigError(f"{key}.eta={sampler.eta}: expected 0 to 1")
-    if sampler.eta and sampler.name != "ddim":
-        raise ConfigError(f"{key}.eta={sampler.eta} is DDIM's; {key}.name is {sampler.name}")
-    if not 0 < sampler.sigma_min < sampler.sigma_max:
-        raise ConfigError(
-            f"{key}.sigma_min={sampler.sigma_min}, {key}.sigma_max={sampler.sigma_max}: expected the first above 0 and "
-            "below the second"
-        )
-    for name in ("rho", "churn_noise"):
-        above_zero(sampler, name, key)
-    for name in ("churn", "churn_min", "churn_max"):
-        in_range(sampler, name, 0, prefix=key)
-    if sampler.churn and sampler.name not in ("euler", "heun"):
-        raise ConfigError(f"{key}.churn={sampler.churn} is of euler and heun; {key}.name is {sampler.name}")
-
-
-def check_guidance(guidance: GuidanceOptions, sampler: SamplerOptions) -> None:
-    """Guidance settings that cannot be, alone or with the sampler."""
-    key = "guidance"
-    if guidance.interval is not None and not 0 <= guidance.interval[0] < guidance.interval[1]:
-        raise ConfigError(f"{key}.interval={list(guidance.interval)}: expected two values of sigma / alpha, ascending")
-    for name in ("cfg_scale", "classifier_scale", "auto_scale"):
-        if not math.isfinite(getattr(guidance, name)):
-            raise ConfigError(f"{key}.{name}={getattr(guidance, name)}: expected a number")
-    in_range(guidance, "cfg_rescale", 0, 1, prefix=key)
-    in_range(guidance, "apg_eta", 0, prefix=key)
-    in_range(guidance, "apg_momentum", -1, 1, prefix=key)
-    above_zero(guidance, "classifier_temperature", key)
-    for name in ("apg_norm", "gradient_clamp"):
-        if getattr(guidance, name) is not None:
-            above_zero(guidance, name, key)
-    if guidance.cfg_plus_plus and guidance.mode in ("cfg", "both"):
-        in_range(guidance, "cfg_scale", 0, 1, prefix=key)
-        if sampler.eta or sampler.name not in ("ddim", "euler"):
-            raise ConfigError(
-                f"{key}.cfg_plus_plus is for sampler.name=euler, and ddim with sampler.eta=0; this is {sampler.name}, "
-                f"eta {sampler.eta}"
-            )
 
 
 def _check_exports(recipe: TrainRecipe) -> None:
@@ -272,55 +200,3 @@ def check_nll(recipe: NllRecipe) -> None:
     require(recipe, "model", "out", "data.shards")
     for key in ("num_samples", "batch_size", "threads"):
         in_range(recipe, key, 1)
-
-
-def check_sample(recipe: SampleRecipe) -> None:
-    """Settings of a sampling job that contradict each other."""
-    require(recipe, "model", "out")
-    for key in ("num_samples", "batch_size", "shard_size", "threads"):
-        in_range(recipe, key, 1)
-    if recipe.shard_size % recipe.batch_size:
-        raise ConfigError(f"shard_size={recipe.shard_size} is not a multiple of batch_size={recipe.batch_size}")
-    if recipe.guidance.mode in ("classifier", "both"):
-        require(recipe, "guidance.classifier")
-    if recipe.guidance.auto_scale != 1:
-        require(recipe, "guidance.auto_model")
-    _check_sampler("sampler", recipe.sampler)
-    check_guidance(recipe.guidance, recipe.sampler)
-
-
-def check_sweep(recipe: SweepRecipe) -> None:
-    """Settings of a sweep that contradict each other, or that make no points."""
-    require(recipe, "model", "out", "reference")
-    in_range(recipe, "num_reference", 1)
-    in_range(recipe, "grid_images", 0)
-    _check_scales(recipe)
-    points = guidance_points(recipe)
-    for point in points:
-        check_sample(point.recipe)
-    names = [point.name for point in points]
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if twice:
-        raise ConfigError(f"the sweep has {', '.join(twice)} more than once: give each mode and scale once")
-
-
-def _check_scales(recipe: SweepRecipe) -> None:
-    defaults = GuidanceOptions()
-    for key in ("mode", "cfg_scale", "classifier_scale"):
-        if getattr(recipe.guidance, key) != getattr(defaults, key):
-            raise ConfigError(
-                f"guidance.{key}={getattr(recipe.guidance, key)}: a sweep's points have their own, leave it out and "
-                "give modes, cfg_scales, classifier_scales and both"
-            )
-    if not recipe.modes:
-        raise ConfigError("modes is empty: expected some of none, cfg, classifier, both")
-    for mode, key in (("cfg", "cfg_scales"), ("classifier", "classifier_scales"), ("both", "both")):
-        if mode in recipe.modes and not getattr(recipe, key):
-            raise ConfigError(f"modes has {mode}, but {key} is empty: give its scales, or leave the mode out of modes")
-    for pair in recipe.both:
-        # OmegaConf does not look into lists of lists.
-        if len(pair) != 2 or not all(isinstance(scale, int | float) for scale in pair):
-            raise ConfigError(f"both holds {list(pair)}: expected pairs of numbers, [cfg_scale, classifier_scale]")
-    for scale in (*recipe.cfg_scales, *recipe.classifier_scales, *itertools.chain(*recipe.both)):
-        if not math.isfinite(scale):
-            raise ConfigError(f"the sweep has a scale of {scale}: expected a number")

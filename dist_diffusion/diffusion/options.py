@@ -65,9 +65,10 @@ class SamplerOptions:
     name: SamplerName = "ddpm"
     steps: str = "250"
     """A count; with spacing even also counts per section ("90,60,60,20,20") or "ddimN"."""
-    spacing: Spacing = "even"
+    spacing: Spacing | None = None
     """Which levels: evenly in the process's own time, the same counted back from its noisiest level, evenly in log-SNR,
-    or as EDM's sigma^(1 / rho) (arXiv 2206.00364, equation 5)."""
+    or as EDM's sigma^(1 / rho) (arXiv 2206.00364, equation 5). None is what suits the sampler: log_snr for those of
+    higher order, else even."""
     rho: float = 7.0
     """Of spacing karras."""
     sigma_min: float = 0.002

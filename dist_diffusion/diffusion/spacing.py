@@ -4,21 +4,25 @@ import math
 
 from dist_diffusion.diffusion.levels import ROUNDING, Level
 from dist_diffusion.diffusion.log_snr import make_log_snr_process
-from dist_diffusion.diffusion.options import DiffusionOptions, SamplerOptions
+from dist_diffusion.diffusion.options import DiffusionOptions, SamplerOptions, Spacing
 from dist_diffusion.diffusion.schedules import continuous_path, path, respaced_path, sampling_levels
 from dist_diffusion.diffusion.timeline import Timeline, timeline
 from dist_diffusion.errors import ConfigError
+
+FIRST_ORDER = ("ddpm", "ddim", "euler")
+"""The others look further along the path, and go astray where it begins or ends with a jump in log-SNR."""
 
 
 def sampler_levels(options: DiffusionOptions, sampler: SamplerOptions) -> list[Level]:
     """The path of a sampler, noisiest level first, the clean one last. ConfigError names the setting."""
     check_whole_timesteps(options, sampler)
-    if sampler.spacing == "even":
+    spacing = spacing_of(sampler)
+    if spacing == "even":
         return sampling_levels(options, sampler.steps)
     if not sampler.steps.isdecimal() or not int(sampler.steps):
-        raise ConfigError(f"sampler.steps={sampler.steps}: with sampler.spacing={sampler.spacing} expected a count")
+        raise ConfigError(f"sampler.steps={sampler.steps}: with sampler.spacing={spacing} expected a count")
     num = int(sampler.steps)
-    if sampler.spacing == "trailing":
+    if spacing == "trailing":
         return trailing_levels(options, num)
     times = timeline(options)
     low, high = max(sampler.sigma_min, times.sigma_min), min(sampler.sigma_max, times.sigma_max)
@@ -27,16 +31,22 @@ def sampler_levels(options: DiffusionOptions, sampler: SamplerOptions) -> list[L
             f"sampler.sigma_min={sampler.sigma_min}, sampler.sigma_max={sampler.sigma_max}: the model was trained "
             f"from {times.sigma_min:.3g} to {times.sigma_max:.3g}, of which nothing lies between"
         )
-    sigmas = karras(low, high, num, sampler.rho) if sampler.spacing == "karras" else geometric(low, high, num)
+    sigmas = karras(low, high, num, sampler.rho) if spacing == "karras" else geometric(low, high, num)
     levels = [times.level(sigma) for sigma in sigmas]
     return path([at.alpha for at in levels], [at.sigma for at in levels], [at.model_time for at in levels])
 
 
+def spacing_of(sampler: SamplerOptions) -> Spacing:
+    """The spacing that is given, or suits the sampler."""
+    return sampler.spacing or ("even" if sampler.name in FIRST_ORDER else "log_snr")
+
+
 def check_whole_timesteps(options: DiffusionOptions, sampler: SamplerOptions) -> None:
     """ConfigError where a sampler goes between the timesteps of a model that predicts the mean of a whole step."""
-    if options.prediction == "mean" and (sampler.spacing not in ("even", "trailing") or sampler.churn):
+    spacing = spacing_of(sampler)
+    if options.prediction == "mean" and (spacing not in ("even", "trailing") or sampler.churn):
         raise ConfigError(
-            f"sampler.spacing={sampler.spacing}, sampler.churn={sampler.churn:g}: these levels lie between timesteps, "
+            f"sampler.spacing={spacing}, sampler.churn={sampler.churn:g}: these levels lie between timesteps, "
             "diffusion.prediction=mean is of whole ones: use spacing even or trailing, and churn 0"
         )
 

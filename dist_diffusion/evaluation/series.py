@@ -118,6 +118,15 @@ def _try_out(points: Sequence[Point], paths: dict[str, str]) -> None:
         make_generator(models, recipe.sampler, recipe.guidance, recipe.seed, "cpu", open_low_res(recipe))
 
 
+def link_models(point: Point) -> None:
+    """Gives a point that has not begun the series' copies under second names, so that its job makes none of its own."""
+    out = point.recipe.out
+    assert out is not None
+    if not job.is_job(out):
+        for role, copy in wanted_models(point.recipe).items():
+            publish.link(copy, files.join(out, exports.copy_name(role)))
+
+
 def pin_models(opened: Opened) -> None:
     """Copies the models that are not pinned yet."""
     series = opened.series

@@ -7,11 +7,12 @@ from functools import partial
 from dist_diffusion.config.points import guidance_points
 from dist_diffusion.config.schema import EvaluateRecipe, SweepRecipe
 from dist_diffusion.diffusion.options import GuidanceOptions, SamplerOptions
+from dist_diffusion.diffusion.spacing import spacing_of
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.evaluation import sweep_figures
 from dist_diffusion.evaluation.evaluator import Finished
 from dist_diffusion.evaluation.plots import svg
-from dist_diffusion.evaluation.points import run_series
+from dist_diffusion.evaluation.run import run_series
 from dist_diffusion.evaluation.series import Opened, Series
 from dist_diffusion.evaluation.sweep_page import Facts, Strip, page
 from dist_diffusion.evaluation.sweep_table import Row, in_markdown
@@ -78,10 +79,11 @@ def facts(recipe: SweepRecipe, opened: Opened, finished: Sequence[Finished]) -> 
     info, classes = opened.info, opened.num_classes
     step = f", {info['average']} of step {info['step']}" if "step" in info and "average" in info else ""
     kind = f"{opened.image_size} px, {f'{classes} classes' if classes else 'no classes'}"
-    settings = changed(recipe.sampler, SamplerOptions(recipe.sampler.name, recipe.sampler.steps))
+    sampler = dataclasses.replace(recipe.sampler, spacing=spacing_of(recipe.sampler))
+    settings = changed(sampler, SamplerOptions(sampler.name, sampler.steps))
     lines = [
         ("model", f"{recipe.model}{step}; {kind}"),
-        ("sampler", ", ".join([recipe.sampler.name, f"steps {recipe.sampler.steps}", *settings])),
+        ("sampler", ", ".join([sampler.name, f"steps {sampler.steps}", *settings])),
         ("guidance", ", ".join(changed(recipe.guidance, GuidanceOptions())) or "scales alone"),
         (
             "samples",

@@ -71,7 +71,9 @@ def over_scale(y: Axis, distance: str, rows: Sequence[Row]) -> Plot:
 
 def tooltip(distance: str, row: Row) -> str:
     """What is said of a mark under the pointer."""
+    agreement = "" if row.label_agreement is None else f", label agreement {row.label_agreement:.3f}"
+    of_judge = "" if row.judge_score is None else f", judge's score {row.judge_score:.2f}"
     return (
         f"{row.name}: {distance} {row.fd:.1f}, score {row.score:.2f}, precision {row.precision:.3f}, recall "
-        f"{row.recall:.3f}, {row.network_evaluations:g} network evaluations an image"
+        f"{row.recall:.3f}{agreement}{of_judge}, {row.network_evaluations:g} network evaluations an image"
     )

@@ -6,10 +6,13 @@ from typing import Any
 
 def summary(metrics: dict[str, Any]) -> str:
     """The numbers of a point in a few words."""
-    agreement = f", agreement {metrics['label_agreement']:.3f}" if "label_agreement" in metrics else ""
+    judged = "label_agreement" in metrics
+    of_judge = (
+        f", agreement {metrics['label_agreement']:.3f}, judge's score {metrics['judge_score']:.2f}" if judged else ""
+    )
     return (
         f"{distance_name(metrics)} {metrics['fd']:.1f}, score {metrics['score']:.2f}, precision "
-        f"{metrics['precision']:.3f}, recall {metrics['recall']:.3f}{agreement}"
+        f"{metrics['precision']:.3f}, recall {metrics['recall']:.3f}{of_judge}"
     )
 
 

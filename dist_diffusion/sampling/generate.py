@@ -9,7 +9,7 @@ import torch
 from dist_diffusion.diffusion import samplers, solvers
 from dist_diffusion.diffusion.levels import Level
 from dist_diffusion.diffusion.options import DiffusionOptions, GuidanceOptions, SamplerOptions
-from dist_diffusion.diffusion.spacing import churned_levels, sampler_levels
+from dist_diffusion.diffusion.spacing import check_whole_timesteps, churned_levels, sampler_levels
 from dist_diffusion.diffusion.timeline import timeline
 from dist_diffusion.errors import NonFiniteError
 from dist_diffusion.models.options import UNetOptions
@@ -74,6 +74,9 @@ def make_generator(
     check_guidance(models, guidance)
     check_low_res(models.model.path, options, label_classes(models, options), low_res)
     levels = sampler_levels(recipe.diffusion, sampler)
+    for other in (models.unconditional, models.weaker):
+        if other is not None:
+            check_whole_timesteps(diffusion_recipe(other)[0].diffusion, sampler)
     check_interval(guidance, levels)
     walk = make_walk(recipe.diffusion, sampler, levels)
     return Generator(models, guidance, sampler.clip_x0, walk, seed, device, low_res, Evaluations())

@@ -13,6 +13,7 @@ from typing import Any
 from dist_diffusion.config.load import to_dict
 from dist_diffusion.config.protected import flatten
 from dist_diffusion.config.schema import SampleRecipe
+from dist_diffusion.diffusion.spacing import spacing_of
 from dist_diffusion.errors import ConfigError, DataError, StorageError
 from dist_diffusion.sampling import exports, npz
 from dist_diffusion.sampling.exports import Pinned, Sources, wanted_models
@@ -140,7 +141,10 @@ def _write(job: Job) -> None:
 
 def settings_of(recipe: SampleRecipe) -> dict[str, Any]:
     """The recipe as dotted keys, without those that a rerun may change; its values as job.json gives them back."""
-    content = json.loads(json.dumps(to_dict(recipe)))
+    # JSON has no infinity, which guidance.interval may end with: it stands there as a word.
+    content = json.loads(json.dumps(to_dict(recipe)), parse_constant=str)
+    # What suits a sampler may change with the code; the path of a job that has begun may not.
+    content["sampler"]["spacing"] = spacing_of(recipe.sampler)
     return {key: value for key, value in flatten(content).items() if key not in FREE}
 
 

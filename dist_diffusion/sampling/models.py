@@ -46,7 +46,10 @@ def check_guidance(models: Models, guidance: GuidanceOptions) -> None:
 def check_unconditional(models: Models, options: UNetOptions) -> None:
     """Classifier-free guidance needs labels and an unconditional estimate."""
     if not options.num_classes:
-        raise ConfigError(f"guidance.mode: {models.model.path} is unconditional, classifier-free guidance needs labels")
+        raise ConfigError(
+            f"guidance.mode: {models.model.path} is unconditional, classifier-free guidance needs labels: use mode "
+            "none or classifier"
+        )
     if models.unconditional is None and not options.null_label:
         raise ConfigError(
             f"guidance.mode: {models.model.path} was trained without label dropout (objective.p_uncond=0): give "
@@ -95,7 +98,9 @@ def sizes(options: UNetOptions) -> str:
 def check_classifier(classifier: LoadedModel, recipe: DiffusionRecipe) -> None:
     """The classifier must see what the model makes: the same size, classes and noise schedule."""
     if not isinstance(classifier.recipe, ClassifierRecipe):
-        raise ConfigError(f"guidance.classifier={classifier.path} is a {classifier.recipe.task} model")
+        raise ConfigError(
+            f"guidance.classifier={classifier.path} is a {classifier.recipe.task} model: give a noise-aware classifier"
+        )
     ours, theirs = recipe.model, classifier.recipe.model
     pairs = [
         ("image size", ours.image_size, theirs.image_size),
@@ -103,7 +108,10 @@ def check_classifier(classifier: LoadedModel, recipe: DiffusionRecipe) -> None:
     ]
     for what, wanted, found in pairs:
         if wanted != found:
-            raise ConfigError(f"guidance.classifier={classifier.path} has {what} {found}, the model has {wanted}")
+            raise ConfigError(
+                f"guidance.classifier={classifier.path} has {what} {found}, the model has {wanted}: give a classifier "
+                "of the model's images"
+            )
     check_process("guidance.classifier", classifier.path, classifier.recipe.diffusion, recipe.diffusion)
 
 
@@ -111,7 +119,9 @@ def check_process(key: str, path: str, theirs: DiffusionOptions, ours: Diffusion
     """Two networks that see the same x_t must know the same noise levels, and be told of them alike."""
     found, wanted = noise_levels(theirs), noise_levels(ours)
     if found != wanted:
-        raise ConfigError(f"{key}={path} was trained on the {found}, the model on the {wanted}")
+        raise ConfigError(
+            f"{key}={path} was trained on the {found}, the model on the {wanted}: give one of the model's"
+        )
 
 
 def noise_levels(options: DiffusionOptions) -> str:

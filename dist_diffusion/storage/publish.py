@@ -47,10 +47,13 @@ def write_bytes(path: str, data: bytes) -> None:
 
 
 def copy(source: str, path: str) -> str:
-    """The same for the bytes of another path, without holding them in memory; returns their hex sha256.
+    """The same for the bytes of another path, without holding them in memory; returns their hex sha256. A second name
+    of the same file (see `link`) stays one.
 
     StorageError where the copy turns out to be damaged: the destination is as it was.
     """
+    if os.path.exists(source) and os.path.exists(path) and os.path.samefile(source, path):
+        return files.sha256(path)
     with atomic_file(path) as temporary:
         with (
             files.open_read(source) as stream,
@@ -62,6 +65,15 @@ def copy(source: str, path: str) -> str:
         if files.sha256(temporary) != digest:
             raise StorageError(f"the copy of {source} for {path} is damaged: look at that disk, then try again")
     return digest
+
+
+def link(source: str, path: str) -> None:
+    """Gives a file of ours a second name, where one file system holds both and has such names; else does nothing."""
+    if files.is_remote(path):
+        return
+    with _beside(path) as temporary, suppress(OSError):
+        os.link(source, temporary)
+        os.replace(temporary, path)
 
 
 def write_json(path: str, obj: Any) -> None:

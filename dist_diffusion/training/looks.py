@@ -21,11 +21,13 @@ def look_at(run: Run, step: int) -> None:
 
 
 def put_off(run: Run, step: int) -> None:
-    """Says which looks a stopping run leaves out: a launcher gives it little time."""
+    """Says which looks that are due a stopping run leaves out: a launcher gives it little time."""
     recipe = run.recipe
     wanted = {
-        "preview": isinstance(recipe, DiffusionRecipe) and recipe.preview.num_images > 0,
-        "validation": run.validation is not None,
+        "preview": isinstance(recipe, DiffusionRecipe)
+        and recipe.preview.num_images > 0
+        and is_due(run, step, recipe.preview.every_commits),
+        "validation": run.validation is not None and is_due(run, step, recipe.validation.every_commits),
     }
     left_out = [name for name, is_wanted in wanted.items() if is_wanted]
     if left_out:

@@ -1,6 +1,6 @@
 """What guided-diffusion's scripts can be told of a model, and how."""
 
-from dist_diffusion.config.checks import get
+from dist_diffusion.config.ranges import get
 from dist_diffusion.config.schema import ClassifierRecipe, DiffusionRecipe, SuperResolutionRecipe, TrainRecipe
 from dist_diffusion.models.options import ClassifierOptions, SuperResolutionOptions, UNetOptions
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_diffusion.config.checks import check_sample
 from dist_diffusion.config.load import load
+from dist_diffusion.config.sampling_checks import check_sample
 from dist_diffusion.config.schema import SampleRecipe
 from dist_diffusion.errors import ConfigError
 
@@ -28,7 +28,9 @@ def check(*settings: str) -> SampleRecipe:
         (["sampler.sigma_min=0"], "sampler.sigma_min=0.0"),
         (["sampler.sigma_min=5", "sampler.sigma_max=5"], "sampler.sigma_max=5.0: expected the first"),
         (["sampler.sigma_max=.nan"], "sampler.sigma_max=nan"),
-        (["sampler.rho=0"], "sampler.rho=0.0: expected a number above 0"),
+        (["sampler.rho=0"], "sampler.rho=0.0: expected 1 to 1000"),
+        (["sampler.rho=0.001"], "sampler.rho=0.001: expected 1 to 1000"),
+        (["sampler.rho=.inf"], "sampler.rho=inf: expected 1 to 1000"),
         (["sampler.name=heun", "sampler.churn=-1"], "sampler.churn=-1.0: expected 0 or more"),
         (["sampler.churn=10"], "sampler.churn=10.0 is of euler and heun; sampler.name is ddim"),
         (["sampler.name=dpmpp_sde", "sampler.churn=10"], "sampler.name is dpmpp_sde"),

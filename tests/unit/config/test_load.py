@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from dist_diffusion.config import load
-from dist_diffusion.config.checks import check_sample, check_train
+from dist_diffusion.config.checks import check_train
 from dist_diffusion.config.protected import changes, refuse_protected
 from dist_diffusion.config.resolve import resolve
+from dist_diffusion.config.sampling_checks import check_sample
 from dist_diffusion.config.schema import ClassifierRecipe, DiffusionRecipe, SampleRecipe, SuperResolutionRecipe
 from dist_diffusion.errors import CheckpointError, ConfigError
 

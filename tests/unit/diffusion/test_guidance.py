@@ -229,6 +229,15 @@ def test_cfg_plus_plus_is_noised_again_without_the_condition(sampler: str, scale
     torch.testing.assert_close(found, x, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("rule", [rescaled(linear(0.6), 0.5), projected(0.6, 0.0, 0.1, 0.0)], ids=["rescale", "apg"])
+def test_cfg_plus_plus_goes_with_every_rule(rule: Rule) -> None:
+    denoiser, x, labels = model_denoiser(labelled_model, LEARNED), torch.randn(3, 3, 4, 4), torch.tensor([1, 2, 3])
+    pair = null_label_pair(denoiser, NULL)
+    alone, renoise = guided(pair, rule)(x, LEVEL, labels), guided(pair, renoised(rule))(x, LEVEL, labels)
+    assert torch.equal(renoise.x0, alone.x0) and torch.equal(renoise.eps, alone.eps)
+    assert torch.equal(renoise.direction, pair(x, LEVEL, labels)[1].eps) and torch.equal(alone.direction, alone.eps)
+
+
 @pytest.mark.parametrize(
     "then",
     [

@@ -78,6 +78,16 @@ def test_log_snr_spacing_is_even_in_log_snr(options: DiffusionOptions) -> None:
     assert geometric(0.1, 10, 1) == [10]
 
 
+FAST = ("heun", "dpmpp_2m", "dpmpp_sde", "unipc")
+SUITS = dict.fromkeys(("ddpm", "ddim", "euler"), "even") | dict.fromkeys(FAST, "log_snr")
+
+
+@pytest.mark.parametrize(("name", "suits"), SUITS.items())
+def test_without_a_spacing_it_suits_the_sampler(name: str, suits: str) -> None:
+    given, found = (sampler_levels(LINEAR, SamplerOptions(name, "9", spacing)) for spacing in (suits, None))  # type: ignore[arg-type]
+    assert found == given
+
+
 @PROCESSES
 @pytest.mark.parametrize("spacing", ["trailing", "log_snr", "karras"])
 def test_levels_keep_the_variance_and_have_their_steps_variances(options: DiffusionOptions, spacing: str) -> None:

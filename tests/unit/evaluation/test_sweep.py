@@ -19,6 +19,7 @@ from dist_diffusion.config.schema import (
     TrainRecipe,
 )
 from dist_diffusion.diffusion.options import DiffusionOptions, GuidanceOptions, ObjectiveOptions, SamplerOptions
+from dist_diffusion.distributed.group import set_deterministic
 from dist_diffusion.errors import ConfigError, DataError, StorageError
 from dist_diffusion.evaluation import evaluator, points, report
 from dist_diffusion.evaluation.sweep import run_sweep
@@ -140,7 +141,7 @@ def test_the_page_says_what_was_swept(sweep: Sweep, recipe: SweepRecipe) -> None
         recipe.model,
         "ema_0 of step 7",
         "8 px, 2 classes",
-        "ddim, steps 3",
+        "ddim, steps 3, spacing even",
         "10 a point, seed 0",
         "FD-tiny@10",
     ):
@@ -212,6 +213,40 @@ def test_numbers_of_another_judge_or_reference_are_made_anew(
     (third,) = sweep(dataclasses.replace(without, num_reference=20))
     assert "num_reference: 30 -> 20" in capsys.readouterr().out
     assert third.fd != second.fd
+
+
+def test_a_reference_is_read_as_sampling_needs_its_device(
+    sweep: Sweep, recipe: SweepRecipe, network, monkeypatch
+) -> None:
+    """Where it has changed it is read before any point is sampled, and cuBLAS looks for its workspace once."""
+    recipe = dataclasses.replace(recipe, modes=("none",))
+    sweep(recipe)
+    set_deterministic(False)
+    before, seen = network.features_and_logits, []
+
+    def looking(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return before(images)
+
+    monkeypatch.setattr(network, "features_and_logits", looking)
+    sweep(dataclasses.replace(recipe, num_reference=20))
+    assert seen and all(seen)
+
+
+def test_points_share_the_copies_of_the_models(sweep: Sweep, recipe: SweepRecipe) -> None:
+    sweep(dataclasses.replace(recipe, modes=("none", "classifier")))
+    out = Path(recipe.out or "")
+    for name, roles in (("none", ["model"]), ("classifier-1", ["classifier", "model"])):
+        copies = sorted((out / "points" / name).glob("*.safetensors"))
+        assert [copy.stem for copy in copies] == roles
+        assert all(copy.samefile(out / "exports" / copy.name) for copy in copies)
+    # A point's job checks them as any job does.
+    (out / "points/none/model.safetensors").unlink()
+    (out / "points/none/model.safetensors").write_bytes(b"damaged")
+    (out / "points/none/metrics.json").unlink()
+    with pytest.raises(StorageError, match=r"points/none/model\.safetensors is missing or damaged"):
+        sweep(dataclasses.replace(recipe, modes=("none",)))
+    assert (out / "exports/model.safetensors").read_bytes() != b"damaged"
 
 
 def test_what_would_mix_is_refused(sweep: Sweep, recipe: SweepRecipe, models: Path) -> None:

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 from PIL import Image
 
-from dist_diffusion.evaluation.sweep_figures import others, trade_off
+from dist_diffusion.evaluation.sweep_figures import others, tooltip, trade_off
 from dist_diffusion.evaluation.sweep_page import Facts, Strip, page
 from dist_diffusion.evaluation.sweep_table import Row, in_markdown
 
@@ -121,8 +121,10 @@ def test_the_table_has_every_point_and_marks_the_lowest_distance() -> None:
 
 
 def test_without_a_judge_there_is_no_agreement() -> None:
+    assert "label agreement 0.800, judge's score 6.00" in tooltip("FD", ROWS[1])
     rows = [Row(**{**r.__dict__, "label_agreement": None, "judge_score": None}) for r in ROWS]
-    assert "label agreement" in page(FACTS, ROWS, []) and "label agreement" not in page(FACTS, rows, [])
+    for words in ("label agreement", "judge"):
+        assert words in page(FACTS, ROWS, []) and words not in page(FACTS, rows, [])
     assert "label_agreement" not in rows[0].as_dict() and ROWS[0].as_dict()["label_agreement"] == 0.8
 
 

@@ -153,6 +153,16 @@ def test_a_path_that_cannot_be_is_refused() -> None:
         tried(Models(mean), SamplerOptions("dpmpp_2m", "10", "log_snr"))
     with pytest.raises(ConfigError, match=r"sampler\.churn=3.*diffusion\.prediction=mean"):
         tried(Models(mean), SamplerOptions("euler", "10", churn=3))
+    for models in (Models(diffusion(), weaker=mean), Models(diffusion(), unconditional=without_labels(mean))):
+        tried(models, SamplerOptions("dpmpp_2m", "10", "trailing"), mode="cfg" if models.unconditional else "none")
+        with pytest.raises(ConfigError, match=r"sampler\.spacing=karras.*diffusion\.prediction=mean"):
+            tried(models, SamplerOptions("heun", "10", "karras"), mode="cfg" if models.unconditional else "none")
+
+
+def without_labels(model: LoadedModel) -> LoadedModel:
+    """The same as an unconditional model."""
+    recipe = dataclasses.replace(model.recipe, model=UNetOptions(num_classes=0))
+    return loaded(recipe)
 
 
 def test_a_classifier_is_no_unconditional_model() -> None:

@@ -158,6 +158,15 @@ def test_settings_are_their_rules() -> None:
         close(found.eps, rule(X, LEVEL, *pair).eps)
 
 
+def test_momentum_alone_is_a_rule_that_remembers() -> None:
+    made, _ = guide(GuidanceOptions(mode="cfg", cfg_scale=4.0, apg_momentum=-0.5))
+    denoiser, exact, rule = made.denoiser(), IMAGES.denoiser(), projected(4.0, 1.0, None, -0.5)
+    for level in LEVELS[40:43]:
+        found = denoiser(X, level, LABELS)
+        close(found.eps, rule(X, level, exact(X, level, LABELS), exact(X, level, None)).eps)
+    assert (found.eps - linear(4.0)(X, level, exact(X, level, LABELS), exact(X, level, None)).eps).abs().max() > 0.05
+
+
 def test_images_are_limited_before_the_classifiers_gradient_alone() -> None:
     options = GuidanceOptions(mode="both", cfg_scale=8.0, classifier_scale=3.0)
     made, _ = guide(options, clip_x0=True, classifier=classifier())

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
 
-from dist_diffusion.config.checks import check_sample
+from dist_diffusion.config.sampling_checks import check_sample
 from dist_diffusion.config.schema import SampleRecipe
 from dist_diffusion.diffusion.options import GuidanceOptions, SamplerOptions
 from dist_diffusion.errors import ConfigError, StorageError
@@ -52,6 +53,17 @@ def test_lists_and_tuples_are_one_setting(recipe: SampleRecipe) -> None:
         assert find_job(guided(recipe, interval=interval), "cpu") is not None
     with pytest.raises(ConfigError, match=r"guidance\.interval: \[0\.1, 2\.0\] -> \[0\.1, 3\.0\]"):
         find_job(guided(recipe, interval=(0.1, 3.0)), "cpu")
+
+
+def test_an_open_interval_is_json(recipe: SampleRecipe) -> None:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    opened = guided(recipe, interval=(0.3, math.inf))
+    json.loads(Path(begun(opened).out, "job.json").read_text(), parse_constant=refuse)
+    assert find_job(opened, "cpu") is not None
+    with pytest.raises(ConfigError, match=r"guidance\.interval: \[0\.3, 'Infinity'\] -> \[0\.3, 3\.0\]"):
+        find_job(guided(recipe, interval=(0.3, 3.0)), "cpu")
 
 
 def test_roles_are_those_that_the_guidance_uses(recipe: SampleRecipe, tmp_path: Path) -> None:

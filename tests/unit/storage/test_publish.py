@@ -1,3 +1,4 @@
+import errno
 import os
 import threading
 
@@ -35,6 +36,38 @@ def test_the_content_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append("replace"), real_replace(a, b)))
     publish.write_bytes(str(tmp_path / "a"), b"x")
     assert events[0].endswith("-a") and events[1:] == ["replace", str(tmp_path)]
+
+
+def test_a_second_name_takes_no_room_and_copying_onto_it_copies_nothing(tmp_path):
+    source, path = tmp_path / "a", tmp_path / "deep" / "b"
+    source.write_bytes(b"content")
+    publish.link(str(source), str(path))
+    assert path.samefile(source)
+    # A killed writer may have left another file in its place.
+    path.unlink()
+    path.write_bytes(b"another")
+    for _ in range(2):
+        publish.link(str(source), str(path))
+        assert path.samefile(source)
+    assert publish.copy(str(source), str(path)) == files.sha256(str(source))
+    assert path.samefile(source) and os.listdir(path.parent) == ["b"]
+    # Replacing one leaves the other.
+    publish.write_bytes(str(path), b"new")
+    assert source.read_bytes() == b"content"
+
+
+def test_where_there_are_no_second_names_the_copy_is_one(tmp_path, monkeypatch):
+    source, path = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(b"content")
+
+    def refuse(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    publish.link(str(source), str(path))
+    assert os.listdir(tmp_path) == ["a"]
+    assert publish.copy(str(source), str(path)) == files.sha256(str(source))
+    assert path.read_bytes() == b"content" and not path.samefile(source)
 
 
 def test_readers_never_see_a_part(tmp_path):

@@ -35,7 +35,7 @@ from dist_diffusion.models.options import ClassifierOptions, SuperResolutionOpti
 from dist_diffusion.observe.console import Console
 from dist_diffusion.runs.layout import RunDir
 from dist_diffusion.tasks.task import Mean, added, by_quartile
-from dist_diffusion.training.looks import catch_up, show_validation
+from dist_diffusion.training.looks import catch_up, put_off, show_validation
 from dist_diffusion.training.observer import Observer
 from dist_diffusion.training.validation import Validation, make_validation, measure, validate, validation_task
 from dist_diffusion.weights import files as weight_files
@@ -229,6 +229,13 @@ def test_a_commit_that_is_not_due_has_no_row(run: Callable[..., Any], tmp_path: 
     show_validation(run(every_commits=2), 8, str(tmp_path))
     show_validation(run(every_commits=3), 100, str(tmp_path))
     assert [row["step"] for row in rows(tmp_path / "validation.jsonl")] == [8, 100]
+
+
+def test_a_stopping_run_says_what_it_leaves_out(run: Callable[..., Any], tmp_path: Path) -> None:
+    put_off(run(every_commits=3), 8)
+    assert not (tmp_path / "log").exists()
+    put_off(run(every_commits=2), 8)
+    assert "stopping: no validation of step 8 now" in log_of(tmp_path)
 
 
 def test_a_resume_makes_up_for_a_row_that_a_kill_lost_and_sets_later_ones_aside(
