@@ -21,7 +21,7 @@ from dist_diffusion.config.schema import (
 from dist_diffusion.diffusion.options import DiffusionOptions, GuidanceOptions, ObjectiveOptions, SamplerOptions
 from dist_diffusion.distributed.group import set_deterministic
 from dist_diffusion.errors import ConfigError, DataError, StorageError
-from dist_diffusion.evaluation import evaluator, points, report
+from dist_diffusion.evaluation import evaluator, report, run
 from dist_diffusion.evaluation.sweep import run_sweep
 from dist_diffusion.evaluation.sweep_table import Row
 from dist_diffusion.models.build import build
@@ -165,7 +165,7 @@ def test_killed_it_goes_on_with_what_is_missing(
             raise StorageError("killed")
         return run_job(point, *rest)
 
-    monkeypatch.setattr(points, "run_job", killed_in_the_third)
+    monkeypatch.setattr(run, "run_job", killed_in_the_third)
     with pytest.raises(StorageError, match="killed"):
         sweep(recipe)
     assert [row["guidance"] for row in table(recipe)] == ["none", "cfg"]
@@ -173,7 +173,7 @@ def test_killed_it_goes_on_with_what_is_missing(
     times = [path.stat().st_mtime_ns for path in made]
     assert len(made) == 5
 
-    monkeypatch.setattr(points, "run_job", run_job)
+    monkeypatch.setattr(run, "run_job", run_job)
     capsys.readouterr()
     sweep(recipe)
     said = capsys.readouterr().out
