@@ -15,7 +15,7 @@ Axis = tuple[str, Callable[[Row], float]]
 
 def trade_off(distance: str, rows: Sequence[Row], continuous: Collection[str]) -> Plot:
     """The Fréchet distance against the score, as the papers show it; the judge's, which knows the model's classes,
-    where all rows have it. `continuous` modes begin without guidance.
+    where all rows have it. The curves of `continuous` modes go through the point without guidance.
     """
     return plane(scores(rows)[0], (distance, lambda row: row.fd), distance, rows, continuous, NAMES)
 
@@ -49,12 +49,20 @@ def plane(
     plain = [row for row in rows if row.guidance == "none"]
     curves = []
     for mode, style in STYLES.items():
-        before = [mark(row, "") for row in plain if mode in continuous]
-        marks = [mark(row, row.scales) for row in rows if row.guidance == mode]
-        if marks:
-            curves.append(Curve(names[mode], style, [*before, *marks]))
+        of_mode = [row for row in rows if row.guidance == mode]
+        if of_mode:
+            path = in_order(of_mode, plain if mode in continuous else [])
+            curves.append(Curve(names[mode], style, [mark(row, row.scales) for row in path]))
     title = f"{y[0]} against {x[0]}, by guidance scale"
     return Plot(title, x[0], y[0], curves, ringed=[mark(row, row.name) for row in plain])
+
+
+def in_order(of_mode: Sequence[Row], plain: Sequence[Row]) -> list[Row]:
+    """A mode's rows along its scale, with those without guidance at the neutral one; of both in the recipe's order."""
+    if of_mode[0].scale is None:
+        return list(of_mode)
+    neutral = 1.0 if of_mode[0].guidance == "cfg" else 0.0
+    return sorted([*plain, *of_mode], key=lambda row: neutral if row.scale is None else row.scale)
 
 
 def over_scale(y: Axis, distance: str, rows: Sequence[Row]) -> Plot:

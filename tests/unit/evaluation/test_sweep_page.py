@@ -140,6 +140,12 @@ def test_curves_begin_without_guidance_where_that_is_a_scale_of_theirs() -> None
     assert [mark.label for mark in trade_off("FD", ROWS, ()).ringed] == ["no guidance"]
 
 
+def test_scales_below_the_neutral_one_come_before_it() -> None:
+    rows = [row("none", fd=7), row("cfg", 2, fd=9), row("cfg", 0, fd=8)]
+    (curve,) = trade_off("FD", rows, ("cfg",)).curves
+    assert [mark.y for mark in curve.marks] == [8, 7, 9]
+
+
 def test_numbers_by_scale_are_of_the_modes_that_have_one() -> None:
     plots = others("FD", [*reversed(ROWS)], ("cfg",))
     assert [plot.title for plot in plots] == [
