@@ -80,7 +80,7 @@ def test_a_path_that_no_mode_uses_is_not_needed() -> None:
     check_sweep(recipe_of("modes=[none,cfg]", "guidance.classifier=null", "both=[]", "classifier_scales=[]"))
 
 
-@pytest.mark.parametrize(("name", "num"), [("fashion_mnist", 12), ("demo", 11)])
+@pytest.mark.parametrize(("name", "num"), [("fashion_mnist", 14), ("demo", 11)])
 def test_the_recipes_make_sweeps_and_name_no_path(name: str, num: int) -> None:
     path = str(ROOT / f"configs/{name}/sweep.yaml")
     recipe = load(SweepRecipe, path, [])
