@@ -15,6 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also runs where the package is not installed
 
 from dist_diffusion.cli.main import leave
+from dist_diffusion.cli.recipe import PEER_TIMEOUT_S
 from dist_diffusion.config.load import load_options
 from dist_diffusion.config.points import Point, folder_of
 from dist_diffusion.config.sampling_checks import check_sample
@@ -31,7 +32,6 @@ from dist_diffusion.observe.console import Console
 from dist_diffusion.storage import files, publish
 
 TABLE = "table.json"
-PEER_TIMEOUT_S = 6 * 3600.0
 FORMATS = {
     **dict.fromkeys(("sampler", "spacing", "steps"), ""),
     **{"network_evaluations": "g", "seed": "", "fd": ".1f", "kid": ".4f", "score": ".2f"},

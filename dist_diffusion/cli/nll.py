@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 
-from dist_diffusion.cli.recipe import ready
+from dist_diffusion.cli.recipe import PEER_TIMEOUT_S, ready
 from dist_diffusion.config.checks import check_nll
 from dist_diffusion.config.load import load
 from dist_diffusion.config.schema import NllRecipe
 from dist_diffusion.distributed.environment import Topology
-
-PEER_TIMEOUT_S = 6 * 3600.0
-"""A rank that is done waits this long for the others' last batch."""
 
 
 def run(config: str, overrides: Sequence[str], print_config: bool, topology: Topology) -> None:

@@ -8,6 +8,8 @@ from dist_diffusion.distributed.environment import Topology
 from dist_diffusion.errors import LaunchError, alike
 
 Recipe = TypeVar("Recipe")
+PEER_TIMEOUT_S = 6 * 3600.0
+"""Of commands whose ranks work apart: one that is done waits this long for the others' last piece."""
 
 
 def ready(

@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 
-from dist_diffusion.cli.recipe import ready
+from dist_diffusion.cli.recipe import PEER_TIMEOUT_S, ready
 from dist_diffusion.config.load import load
 from dist_diffusion.config.sampling_checks import check_sweep
 from dist_diffusion.config.schema import SweepRecipe
 from dist_diffusion.distributed.environment import Topology
-
-PEER_TIMEOUT_S = 6 * 3600.0
-"""Ranks wait this long for another's last shard, and for rank 0's evaluation."""
 
 
 def run(config: str, overrides: Sequence[str], print_config: bool, topology: Topology) -> None:

@@ -5,7 +5,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dist_diffusion.config.schema import GuidanceMode, SampleRecipe, SweepRecipe
+from dist_diffusion.config.schema import SampleRecipe, SweepRecipe
+from dist_diffusion.diffusion.options import GuidanceMode
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dist_diffusion.diffusion.options import DiffusionOptions, GuidanceOptions, ObjectiveOptions, SamplerOptions
+from dist_diffusion.diffusion.options import (
+    DiffusionOptions,
+    GuidanceMode,
+    GuidanceOptions,
+    ObjectiveOptions,
+    SamplerOptions,
+)
 from dist_diffusion.models.options import ClassifierOptions, SuperResolutionOptions, UNetOptions
-
-GuidanceMode = Literal["none", "cfg", "classifier", "both"]
 
 
 @dataclass(frozen=True)

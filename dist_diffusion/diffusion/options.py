@@ -7,6 +7,7 @@ Prediction = Literal["eps", "x0", "mean", "v", "edm"]
 Weighting = Literal["uniform", "min_snr", "edm"]
 LEARNED_VARIANCES = ("learned", "learned_range")
 SamplerName = Literal["ddpm", "ddim", "euler", "heun", "dpmpp_2m", "dpmpp_sde", "unipc"]
+GuidanceMode = Literal["none", "cfg", "classifier", "both"]
 Spacing = Literal["even", "trailing", "log_snr", "karras"]
 
 
@@ -92,7 +93,7 @@ class SamplerOptions:
 class GuidanceOptions:
     """Which guidance, and how much. A scale s means uncond + s (cond - uncond): 1 is no guidance."""
 
-    mode: Literal["none", "cfg", "classifier", "both"] = "none"
+    mode: GuidanceMode = "none"
     cfg_scale: float = 1.5
     classifier_scale: float = 1.0
     classifier: str | None = None

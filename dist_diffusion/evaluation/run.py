@@ -26,13 +26,17 @@ def run_series(series: Series, group: Group, threads: int, console: Console, rep
     on_rank_zero(group, lambda: pin_models(opened))
     done = on_rank_zero(group, evaluator.finished)
     points = opened.series.points
+
+    def write() -> None:
+        report(opened, [done[point.name] for point in points if point.name in done])
+
+    if done:
+        on_rank_zero(group, write)
     for number, point in enumerate(points, 1):
         console.say(f"[{number}/{len(points)}] {point.name}{': done before' if point.name in done else ''}")
         if point.name not in done:
             on_rank_zero(group, partial(link_models, point))
             path = run_job(point.recipe, group, opened.threads, console)
             done[point.name] = on_rank_zero(group, partial(evaluator.evaluate, point, path))
-            on_rank_zero(group, partial(report, opened, [done[p.name] for p in points if p.name in done]))
-    results = [done[point.name] for point in points]
-    on_rank_zero(group, partial(report, opened, results))
-    return results
+            on_rank_zero(group, write)
+    return [done[point.name] for point in points]
