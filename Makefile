@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo servers test check clean
 
 setup: ## .venv with everything in it
 	@$(PYTHON) tools/setup.py
@@ -10,7 +10,10 @@ setup: ## .venv with everything in it
 demo: setup ## shards -> training -> guided samples -> evaluation, on two ranks
 	@$(BIN)/python tools/demo.py
 
-test: setup
+servers: setup ## what the tests of object stores start: Azurite, nginx
+	@$(PYTHON) tools/setup.py servers
+
+test: servers
 	$(BIN)/python -m pytest
 
 check: setup ## format, lint, types, shell scripts, import rules

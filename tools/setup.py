@@ -2,6 +2,7 @@
 
 Standard library only. As root on a system with apt, missing system packages are installed. Else MPI comes as a wheel
 and the dataset as a download; what cannot be had without root ends with the apt line to run. pip's own settings hold.
+`make servers` gets the servers that only tests need; without one of them it says which tests will be skipped.
 """
 
 import hashlib
@@ -17,6 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "setup-stamp"
 MPICH = "mpich==5.0.2"
+AZURITE = "azurite@3.35.0"
+NODE_MODULES = VENV / "node"
+SERVERS_STAMP = VENV / "servers-stamp"
 
 DATASET = ROOT / "runs" / "fashion-mnist"
 DATASET_OF_APT = Path("/usr/share/datasets/fashion-mnist")
@@ -56,21 +60,26 @@ def install_system_packages() -> None:
         "openmpi-bin": system_mpirun() is None,
         "dataset-fashion-mnist": not DATASET_OF_APT.is_dir() and not DATASET.is_dir(),
     }
-    packages = [package for package, is_missing in missing.items() if is_missing]
-    if packages and os.geteuid() == 0 and shutil.which("apt-get"):
-        say(f"installing by apt: {' '.join(packages)}")
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        try:
-            run(["apt-get", "update", "-q"], environment)
-            run(["apt-get", "install", "-q", "-y", "--no-install-recommends", *packages], environment)
-        except SetupError as error:
-            say(f"{error}\nsetup: apt could not help; going on as without root")
-        importlib.invalidate_caches()
+    install_by_apt([package for package, is_missing in missing.items() if is_missing])
+    importlib.invalidate_caches()
     if importlib.util.find_spec("ensurepip") is None:
         raise SetupError(
             f"{sys.executable} cannot make a virtual environment. As root: "
             "apt-get install python3-venv openmpi-bin dataset-fashion-mnist"
         )
+
+
+def install_by_apt(packages: "list[str]") -> None:
+    """Install where this is root on a system with apt; a failure is told and no more."""
+    if not packages or os.geteuid() != 0 or not shutil.which("apt-get"):
+        return
+    say(f"installing by apt: {' '.join(packages)}")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        run(["apt-get", "update", "-q"], environment)
+        run(["apt-get", "install", "-q", "-y", "--no-install-recommends", *packages], environment)
+    except SetupError as error:
+        say(f"{error}\nsetup: apt could not help; going on as without root")
 
 
 def system_mpirun() -> "str | None":
@@ -98,6 +107,39 @@ def build_venv(wheels: "list[str]") -> None:
     run([*pip, "-r", "requirements.txt", "-r", "requirements-dev.txt", *wheels])
     bare = ["requirements-nodeps.txt", "requirements-bench.txt", "requirements-diffusers.txt"]
     run([*pip, "--no-deps", *(part for name in bare for part in ("-r", name)), "-e", "."])
+
+
+def provide_servers() -> None:
+    """The servers that tests/faults starts, as far as they can be had; tried again once something has changed."""
+    if SERVERS_STAMP.exists() and SERVERS_STAMP.read_text() == servers_state():
+        return
+    missing = [name for name in ("node", "npm") if not found_program(name)]
+    # Where services are started by themselves, the package would open a web server to the network.
+    if not found_program("nginx") and not Path("/run/systemd/system").is_dir():
+        missing.append("nginx")
+    install_by_apt([{"node": "nodejs", "nginx": "nginx-light"}.get(name, name) for name in missing])
+    if found_program("node") and found_program("npm"):
+        say(f"installing {AZURITE} by npm (a minute)")
+        npm = ["npm", "install", "--no-audit", "--no-fund", "--fetch-retries=1", "--fetch-timeout=30000"]
+        try:
+            run([*npm, "--prefix", str(NODE_MODULES), AZURITE])
+        except SetupError as error:
+            say(str(error))
+    if not (NODE_MODULES / "node_modules" / "azurite").is_dir():
+        say("without Azurite (npm) the tests of az:// will be skipped")
+    if not found_program("nginx"):
+        say("without nginx the tests of https:// will be skipped; as root: apt-get install nginx-light")
+    SERVERS_STAMP.write_text(servers_state())
+
+
+def servers_state() -> str:
+    """What decides which servers can be had."""
+    return repr((AZURITE, *(found_program(name) for name in ("nginx", "node", "npm"))))
+
+
+def found_program(name: str) -> "str | None":
+    """Where a program is, of those for administrators too."""
+    return shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin")))
 
 
 def provide_dataset() -> None:
@@ -156,7 +198,7 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        provide_servers() if sys.argv[1:] == ["servers"] else main()
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         sys.exit(2)

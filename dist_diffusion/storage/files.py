@@ -1,33 +1,53 @@
-"""Reading of local paths, gs:// and az:// behind one set of functions.
+"""Reading of local paths, gs://, az://, s3:// and https:// behind one set of functions.
 
-Every failure is a StorageError that names the path and what to do. blobfile is imported on the first remote path only.
+Every failure is a StorageError that names the path and what to do. The libraries that speak to services are imported on
+the first path of theirs only.
 """
 
 import errno
-import functools
 import hashlib
 import io
 import json
-import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
 from dist_diffusion.errors import StorageError
+from dist_diffusion.storage import blobs, https, local, s3
+from dist_diffusion.storage.environment import SCHEMES
+from dist_diffusion.storage.service import ServiceError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
-    from blobfile._context import Context
 
-REMOTE_SCHEMES = ("gs", "az")
+
+class _Store(Protocol):
+    """What every kind of storage can do, given whole paths."""
+
+    def exists(self, path: str) -> bool: ...
+    def is_dir(self, path: str) -> bool: ...
+    def list_names(self, folder: str) -> list[str]: ...
+    def size(self, path: str) -> int: ...
+    def sizes(self, folder: str, names: Iterable[str]) -> dict[str, int]: ...
+    def open_raw(self, path: str) -> io.RawIOBase: ...
+
+
+class _ObjectStore(_Store, Protocol):
+    """One on another machine that can be written; `upload` makes a local file appear there, whole."""
+
+    def upload(self, local: str, path: str) -> None: ...
+    def remove(self, path: str) -> None: ...
+
+
+_OBJECT_STORES: dict[str, _ObjectStore] = {"gs": blobs, "az": blobs, "s3": s3}
+_REMOTE: dict[str, _Store] = {**_OBJECT_STORES, "https": https}
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 TEMPORARY_PREFIX = ".tmp-"
 """Names of files that are not published yet; `list_names` does not show them."""
 
 _CHUNK = 1 << 20
-_RETRY_LIMIT = 10
 _ADVICE = {
     errno.ENOENT: "check the path",
     errno.EACCES: "check the permissions",
@@ -39,34 +59,33 @@ _ADVICE = {
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is an object store's; StorageError for a scheme that is not known."""
-    scheme, separator, _ = path.partition("://")
+    """Whether a path is an object store's or a web server's; StorageError for one that cannot be used."""
+    scheme, separator, rest = path.partition("://")
     if not separator:
         return False
-    if scheme not in REMOTE_SCHEMES:
-        known = ", ".join(f"{name}://" for name in REMOTE_SCHEMES)
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES)
         raise StorageError(f"{path}: {scheme}:// is not a known scheme; use a local path or one of {known}")
+    host = rest.partition("/")[0]
+    if scheme == "https" and ("?" in rest or "@" in host):
+        address = f"https://{host.rpartition('@')[2]}/..."
+        secret = "an address with a password or a query is not taken, since paths are logged"
+        raise StorageError(f"{address}: {secret}; use one without, or copy the file")
     return True
+
+
+def object_store(path: str) -> _ObjectStore:
+    """Where a remote path can be written; StorageError for https://."""
+    scheme = path.partition("://")[0]
+    if scheme not in _OBJECT_STORES:
+        kinds = ", ".join(f"{name}://" for name in _OBJECT_STORES)
+        raise StorageError(f"cannot change {path}: {scheme}:// is only read; use a local path or one of {kinds}")
+    return _OBJECT_STORES[scheme]
 
 
 def share(path: str) -> None:
     """Gives a local file the permissions that a plainly written one has; some writers make theirs private."""
     os.chmod(path, 0o666 & ~_UMASK)
-
-
-@functools.lru_cache(maxsize=2)
-def remote(*, writing: bool) -> "Context":
-    """The private blobfile context for reading or for writing: bounded retries, no key written to disk."""
-    import blobfile
-
-    return blobfile.create_context(
-        log_callback=logging.getLogger(__name__).warning,
-        retry_limit=_RETRY_LIMIT,
-        save_access_token_to_disk=False,
-        use_streaming_read=True,
-        # A lost commit response would otherwise be reported as a version mismatch though the data was written.
-        use_blind_writes=writing,
-    )
 
 
 @contextmanager
@@ -77,10 +96,12 @@ def failures(action: str, path: str) -> Iterator[None]:
     except OSError as err:
         advice = _ADVICE.get(err.errno or 0, "check the path and the filesystem")
         raise StorageError(f"cannot {action} {path}: {err.strerror or err}; {advice}") from err
+    except ServiceError as err:
+        raise StorageError(f"cannot {action} {path}: {err}; {err.advice}") from err
     except Exception as err:
-        if not type(err).__module__.startswith(("blobfile", "urllib3", "safetensors")):
+        if not type(err).__module__.startswith("safetensors"):
             raise
-        raise StorageError(f"cannot {action} {path}: {err}; check the path, the credentials and the network") from err
+        raise StorageError(f"cannot {action} {path}: {err}; check the path and the filesystem") from err
 
 
 def join(path: str, *names: str) -> str:
@@ -90,41 +111,39 @@ def join(path: str, *names: str) -> str:
 
 def exists(path: str) -> bool:
     """Whether there is a file or folder."""
-    if not is_remote(path):
-        return os.path.exists(path)
     with failures("look up", path):
-        return remote(writing=False).exists(path)
+        return _store(path).exists(path)
 
 
 def is_dir(path: str) -> bool:
-    """Whether there is a folder (of an object store: a prefix with objects)."""
-    if not is_remote(path):
-        return os.path.isdir(path)
+    """Whether there is a folder (of an object store: a prefix with objects; of a web server: never)."""
     with failures("look up", path):
-        return remote(writing=False).isdir(path)
+        return _store(path).is_dir(path)
 
 
 def list_names(folder: str) -> list[str]:
     """Sorted names in a folder without unpublished temporary files; empty where the folder is absent."""
     with failures("list", folder):
-        try:
-            names = remote(writing=False).listdir(folder) if is_remote(folder) else os.listdir(folder)
-            return sorted(name for name in names if not name.startswith(TEMPORARY_PREFIX))
-        except FileNotFoundError:
-            return []
+        return sorted(name for name in _store(folder).list_names(folder) if not name.startswith(TEMPORARY_PREFIX))
 
 
 def size(path: str) -> int:
     """Bytes of a file."""
     with failures("read", path):
-        return remote(writing=False).stat(path).size if is_remote(path) else os.stat(path).st_size
+        return _store(path).size(path)
+
+
+def sizes(folder: str, names: Iterable[str]) -> dict[str, int]:
+    """Bytes of the named files in a folder; names that are not there are left out."""
+    with failures("list", folder):
+        return _store(folder).sizes(folder, names)
 
 
 def open_read(path: str) -> BinaryIO:
     """A buffered, seekable stream; failures while reading name the path too."""
     with failures("read", path):
-        stream = remote(writing=False).BlobFile(path, "rb") if is_remote(path) else io.FileIO(path)
-    return cast(BinaryIO, io.BufferedReader(_Reader(path, cast(BinaryIO, stream)), _CHUNK))
+        stream = _store(path).open_raw(path)
+    return cast(BinaryIO, io.BufferedReader(_Reader(path, stream), _CHUNK))
 
 
 def read_bytes(path: str) -> bytes:
@@ -151,10 +170,14 @@ def sha256(path: str) -> str:
     return digest.hexdigest()
 
 
+def _store(path: str) -> _Store:
+    return _REMOTE[path.partition("://")[0]] if is_remote(path) else local
+
+
 class _Reader(io.RawIOBase):
     """An opened stream whose failures name its path."""
 
-    def __init__(self, path: str, stream: BinaryIO) -> None:
+    def __init__(self, path: str, stream: io.RawIOBase) -> None:
         self._path = path
         self._stream = stream
 
@@ -166,11 +189,11 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         with failures("read", self._path):
-            return cast(io.BufferedReader, self._stream).readinto(buffer)
+            return cast(io.FileIO, self._stream).readinto(buffer) or 0
 
     def readall(self) -> bytes:
         with failures("read", self._path):
-            return self._stream.read()
+            return self._stream.readall()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         with failures("read", self._path):

@@ -26,11 +26,8 @@ def atomic_file(path: str) -> Iterator[str]:
     Folders above a local destination are made.
     """
     if files.is_remote(path):
-        with tempfile.TemporaryDirectory() as folder:
-            temporary = os.path.join(folder, os.path.basename(path))
+        with _uploaded(path) as temporary:
             yield temporary
-            with files.failures("write", path):
-                files.remote(writing=True).copy(temporary, path, overwrite=True)
         return
     with _beside(path) as temporary:
         yield temporary
@@ -81,6 +78,15 @@ def write_json(path: str, obj: Any) -> None:
     write_bytes(path, (json.dumps(obj, indent=2) + "\n").encode())
 
 
+def remove(path: str) -> None:
+    """Removes a file, if it is there."""
+    with files.failures("remove", path), suppress(FileNotFoundError):
+        if files.is_remote(path):
+            files.object_store(path).remove(path)
+        else:
+            os.remove(path)
+
+
 def create_exclusive(path: str, data: bytes) -> bool:
     """Publishes a local file if there is none yet; False where there is one. Never seen empty or in part."""
     if files.is_remote(path):
@@ -103,6 +109,17 @@ def sync_folder(folder: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _uploaded(path: str) -> Iterator[str]:
+    """A local path whose file becomes the object, when the block ends well."""
+    store = files.object_store(path)
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = os.path.join(folder, os.path.basename(path))
+        yield temporary
+        with files.failures("write", path):
+            store.upload(temporary, path)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dist_diffusion.errors import StorageError
 from dist_diffusion.storage import files
 
 
-@pytest.mark.parametrize("path", ["gs://bucket/a", "az://account/container/a"])
+@pytest.mark.parametrize("path", ["gs://bucket/a", "az://account/container/a", "s3://bucket/a", "https://host/a"])
 def test_known_schemes_are_remote(path):
     assert files.is_remote(path)
 
@@ -20,11 +20,18 @@ def test_paths_without_a_scheme_are_local(path):
     assert not files.is_remote(path)
 
 
-@pytest.mark.parametrize("path", ["s3://bucket/a", "https://host/a", "file:///a"])
+@pytest.mark.parametrize("path", ["http://host/a", "hdfs://host/a", "file:///a"])
 def test_other_schemes_are_refused_with_the_known_ones(path):
-    with pytest.raises(StorageError, match=r"not a known scheme.*gs://, az://") as caught:
+    with pytest.raises(StorageError, match=r"not a known scheme.*gs://, az://, s3://, https://") as caught:
         files.read_bytes(path)
     assert path in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["https://host/a?signature=secret", "https://user:secret@host/a"])
+def test_addresses_that_hold_secrets_are_refused_without_showing_them(path):
+    with pytest.raises(StorageError, match=r"^https://host/\.\.\.: an address with a password or a query") as caught:
+        files.read_bytes(path)
+    assert "secret" not in str(caught.value)
 
 
 def test_join():
@@ -39,6 +46,7 @@ def test_local_files(tmp_path):
     assert files.exists(path) and not files.is_dir(path) and files.is_dir(str(tmp_path))
     assert files.size(path) == len(data)
     assert files.read_bytes(path) == data
+    assert files.sizes(str(tmp_path), ["data.bin", "absent"]) == {"data.bin": len(data)}
     assert files.sha256(path) == hashlib.sha256(data).hexdigest()
 
 
@@ -82,10 +90,10 @@ def test_broken_json_is_named(tmp_path):
         files.read_json(str(tmp_path / "a.json"))
 
 
-def test_local_use_does_not_import_blobfile(tmp_path):
+def test_local_use_imports_no_client_of_a_service(tmp_path):
     script = (
         "import sys; from dist_diffusion.storage import committed, files, publish;"
         f"path = {str(tmp_path / 'a')!r}; publish.write_bytes(path, b'x'); files.read_bytes(path);"
-        "assert not {'blobfile', 'torch'} & set(sys.modules)"
+        "assert not {'blobfile', 'obstore', 'urllib3', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -138,3 +138,12 @@ def test_a_damaged_copy_replaces_nothing(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r"the copy of .*a\.bin for .*b\.bin is damaged"):
         publish.copy(str(source), str(copied))
     assert copied.read_bytes() == b"old" and sorted(os.listdir(tmp_path)) == ["a.bin", "b.bin"]
+
+
+def test_a_removed_file_is_gone_and_an_absent_one_no_error(tmp_path):
+    (tmp_path / "a").touch()
+    for _ in range(2):
+        publish.remove(str(tmp_path / "a"))
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(StorageError, match=f"cannot remove {tmp_path}"):
+        publish.remove(str(tmp_path))
