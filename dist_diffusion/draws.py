@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 BELOW_ONE = 1 - 2.0**-53
+_LENGTH = struct.Struct("<I")
 
 
 def key(seed: int, stream: str, position: int) -> int:
@@ -144,10 +145,11 @@ class Bernoulli:
         return struct.pack("<?", value.item())
 
 
-def digest(parts: Iterable[bytes]) -> int:
-    """64-bit blake2b of one sample's parts; a step's digest is the sum over its samples mod 2**64."""
-    state = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        state.update(struct.pack("<I", len(part)))
-        state.update(part)
-    return int.from_bytes(state.digest(), "little")
+def framed(parts: Iterable[bytes]) -> bytes:
+    """Parts as they enter a digest, each after its length (u4)."""
+    return b"".join([_LENGTH.pack(len(part)) + part for part in parts])
+
+
+def digest(message: bytes) -> int:
+    """64-bit blake2b of one sample's framed parts; a step's digest is the sum over its samples mod 2**64."""
+    return int.from_bytes(hashlib.blake2b(message, digest_size=8).digest(), "little")

@@ -6,22 +6,43 @@ machine does meets both; a row is the medians, their spread and their ratio, abo
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also runs where the package is not installed
 
-from benchmarks import adm, tricks
-from benchmarks.timing import table
+from benchmarks import adm, data, tricks
+from benchmarks.timing import Row, table
 
 from dist_diffusion.errors import USER_ERROR, DistDiffusionError, StorageError
 
-SUBCOMMANDS = {
-    "model": (adm.bench_model, "the network's forward pass against guided-diffusion's"),
-    "train": (adm.bench_train, "the whole training step against guided-diffusion's"),
-    "tricks": (tricks.bench_tricks, "the training step against itself without each of the things that make it fast"),
+Measure = Callable[[argparse.Namespace], list[Row]]
+SUBCOMMANDS: dict[str, tuple[Measure, str]] = {
+    "model": (
+        lambda arguments: adm.bench_model(arguments.seconds),
+        "the network's forward pass against guided-diffusion's",
+    ),
+    "train": (
+        lambda arguments: adm.bench_train(arguments.seconds),
+        "the whole training step against guided-diffusion's",
+    ),
+    "tricks": (
+        lambda arguments: tricks.bench_tricks(arguments.seconds),
+        "the training step against itself without each of the things that make it fast",
+    ),
+    "data": (
+        lambda arguments: data.bench_data(
+            arguments.seconds,
+            arguments.threads or len(os.sched_getaffinity(0)),
+            arguments.small,
+            arguments.large,
+        ),
+        "the loader and make_shards against bare loops, guided-diffusion's loader and webdataset's",
+    ),
 }
 
 
@@ -32,7 +53,7 @@ def main() -> None:
     try:
         if arguments.json:
             check_writable(arguments.json)
-        rows = SUBCOMMANDS[arguments.subcommand][0](arguments.seconds)
+        rows = SUBCOMMANDS[arguments.subcommand][0](arguments)
     except DistDiffusionError as error:
         print(f"bench: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
@@ -65,6 +86,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
         command.add_argument("--seconds", type=float, default=180.0, help="time to measure for (%(default)s)")
         command.add_argument("--threads", type=num_threads, help="CPU threads; default: as torch chooses")
+        if name == "data":
+            command.add_argument("--small", type=Path, metavar="FOLDER", help="class folders of 32-pixel JPEGs to read")
+            command.add_argument("--large", type=Path, metavar="FOLDER", help="class folders of photographs to read")
     return top
 
 

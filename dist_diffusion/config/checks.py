@@ -32,6 +32,9 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("engine.timeout_s", 120, math.inf),
     ("data.image_size", 1, math.inf),
     ("data.shuffle_block", 1, math.inf),
+    ("data.workers", 0, math.inf),
+    ("data.max_replaced_share", 0, 1),
+    ("data.max_replaced_in_a_row", 0, math.inf),
     ("diffusion.variance_mix", 0, 1),
     ("model.dropout", 0, 1),
     ("model.num_res_blocks", 0, math.inf),
@@ -57,6 +60,7 @@ def check_train(recipe: TrainRecipe, world_size: int) -> None:
     streams = recipe.data.canonical_streams
     if streams is not None and (streams < 1 or batch % streams):
         raise ConfigError(f"data.canonical_streams={streams} does not divide train.global_batch={batch}")
+    _check_latents(recipe)
     _check_engine(recipe)
     _check_exports(recipe)
     _check_numbers(recipe)
@@ -77,6 +81,22 @@ def _check_engine(recipe: TrainRecipe) -> None:
         raise ConfigError("engine.precision=bf16 at engine.zero_stage=0 trains differently: use stage 1, or autocast")
 
 
+def _check_latents(recipe: TrainRecipe) -> None:
+    """What only images can have done to them."""
+    if not recipe.data.latents:
+        if recipe.data.latent_scale != 1:
+            raise ConfigError(f"data.latent_scale={recipe.data.latent_scale} is of data.latents=true: leave it out")
+        return
+    above_zero(recipe, "data.latent_scale")
+    for key in ("data.random_flip", "data.random_crop"):
+        if get(recipe, key):
+            raise ConfigError(f"{key}: data.latents=true reads latents as they are: use false")
+    if recipe.validation.shards is not None:
+        raise ConfigError("validation.shards: not with data.latents=true: leave it out")
+    if isinstance(recipe, DiffusionRecipe) and recipe.preview.num_images:
+        raise ConfigError("preview.num_images: latents are no images to show, use 0")
+
+
 def _check_numbers(recipe: TrainRecipe) -> None:
     for key in ("optim.lr", "optim.eps"):
         above_zero(recipe, key)
@@ -84,7 +104,7 @@ def _check_numbers(recipe: TrainRecipe) -> None:
         for number in get(recipe, key):
             if not 0 <= number < 1:
                 raise ConfigError(f"{key} holds {number}: expected 0 or more and below 1")
-    if recipe.model.in_channels != 3:
+    if recipe.model.in_channels != 3 and not recipe.data.latents:
         raise ConfigError(f"model.in_channels={recipe.model.in_channels}: images are RGB, expected 3")
 
 

@@ -14,6 +14,8 @@ PROTECTED = (
     "data.random_crop",
     "data.canonical_streams",
     "data.shuffle_block",
+    "data.latents",
+    "data.latent_scale",
     "diffusion",
     "model",
     "objective",

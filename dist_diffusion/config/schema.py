@@ -25,6 +25,19 @@ class DataOptions:
     canonical_streams: int | None = None
     """C of the data order; None is the largest divisor of train.global_batch up to 256."""
     shuffle_block: int = 1024
+    workers: int | None = None
+    """Decode processes of a rank; 0 decodes in the loader's thread. None: its share of the cores, at most 8, beside a
+    GPU; 0 where the CPU trains."""
+    undecodable: Literal["replace", "fail"] = "replace"
+    """What happens to samples that cannot be decoded: a neighbour stands for them, said aloud, or the run ends."""
+    max_replaced_share: float = 0.001
+    """Of the images seen, and of the first epoch from the start, how many may be replaced before the run ends."""
+    max_replaced_in_a_row: int = 100
+    """How many of a rank's samples in a row."""
+    latents: bool = False
+    """The shards hold latents, which are read as they are; data.image_size is then theirs."""
+    latent_scale: float = 1.0
+    """What latents are multiplied by, to be of about unit variance."""
 
 
 @dataclass(frozen=True)

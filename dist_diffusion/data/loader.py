@@ -1,9 +1,9 @@
-"""A rank's share of every step, read and decoded ahead of the step by one thread."""
+"""A rank's share of every step, read and decoded ahead of the step."""
 
 import itertools
 import queue
-import struct
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,14 +12,19 @@ import numpy as np
 import torch
 
 from dist_diffusion.config.schema import DataOptions
-from dist_diffusion.data import images
+from dist_diffusion.data.decoding import Decoder, Decoding, LatentDecoder, PoolDecoder, ThreadDecoder
+from dist_diffusion.data.digests import heads
+from dist_diffusion.data.latents import latent_format
 from dist_diffusion.data.manifest import Manifest
 from dist_diffusion.data.order import Order
 from dist_diffusion.data.reader import Reader
-from dist_diffusion.draws import Draw, digest, uniform
-from dist_diffusion.errors import DataError
+from dist_diffusion.data.replacement import Replaced, Replacer
+from dist_diffusion.data.views import Views, views_at
+from dist_diffusion.draws import Draw, digest, framed
 
 PREFETCH_STEPS = 4
+STEPS_IN_WORK = 2
+"""Steps that decode processes may have before them: they go on while the next one is handed out."""
 
 
 @dataclass(frozen=True)
@@ -30,77 +35,33 @@ class Batch:
     ids: np.ndarray
     """Rows of index.npy, int64 [n]."""
     images: torch.Tensor
-    """uint8 [n, 3, H, W]."""
+    """uint8 [n, 3, H, W], the channels last in memory, or scaled latents, float32 [n, C, H, W]."""
     labels: torch.Tensor
     """int64 [n]."""
     draws: dict[str, torch.Tensor]
     """Each task draw by its name, stacked: [n, ...]."""
     digest: int
     """Sum of the samples' digests mod 2**64; summed over the ranks it is the step's batch digest."""
+    replaced: tuple[Replaced, ...] = ()
+    """Samples that could not be decoded, and what stands for them."""
 
 
-@dataclass(frozen=True)
-class _Sample:
-    row: int
-    image: np.ndarray
-    values: list[torch.Tensor]
-    digest: int
+@dataclass
+class _Begun:
+    """A step while it is decoded."""
 
-
-class Samples:
-    """One sample as step k sees it: a pure function of (manifest, options, draws, seed, row, position)."""
-
-    def __init__(
-        self, manifest: Manifest, index: np.ndarray, options: DataOptions, draws: Sequence[Draw], seed: int
-    ) -> None:
-        self._reader = Reader(manifest, index)
-        self._options = options
-        self._draws = draws
-        self._seed = seed
-
-    def at(self, row: int, position: int) -> _Sample:
-        """The sample of a row at position j of the run. DataError names shard and sample where it cannot be decoded."""
-        crop = self._crop_uniforms(position)
-        flip = self._options.random_flip and uniform(self._seed, "flip", position) < 0.5
-        values = [draw.at(self._seed, position) for draw in self._draws]
-        return _Sample(row, self._image(row, crop, flip), values, self._digest(row, crop, flip, values))
-
-    def _crop_uniforms(self, position: int) -> tuple[float, float, float] | None:
-        if not self._options.random_crop:
-            return None
-        size, left, top = (uniform(self._seed, stream, position) for stream in ("crop_size", "crop_x", "crop_y"))
-        return size, left, top
-
-    def _image(self, row: int, crop: tuple[float, float, float] | None, flip: bool) -> np.ndarray:
-        """uint8 [3, H, W]."""
-        try:
-            image = images.decode(self._reader.image_bytes(row))
-        except images.UndecodableError as error:
-            raise DataError(f"{self._reader.describe(row)} cannot be decoded: {error}") from error
-        size = self._options.image_size
-        square = images.fit(image, size) if crop is None else images.random_crop(image, size, crop)
-        return images.to_uint8(square, flip).transpose(2, 0, 1)
-
-    def _digest(
-        self, row: int, crop: tuple[float, float, float] | None, flip: bool, values: Sequence[torch.Tensor]
-    ) -> int:
-        shard, within = self._reader.locate(row)
-        return digest(
-            [
-                bytes.fromhex(shard.sha256),
-                struct.pack("<Q", within),
-                b"" if crop is None else struct.pack("<3d", *crop),
-                struct.pack("<?", flip),
-                *(draw.digest_bytes(value) for draw, value in zip(self._draws, values, strict=True)),
-            ]
-        )
+    step: int
+    rows: list[int]
+    positions: range
+    views: Views
+    decoding: Decoding
 
 
 class Loader:
     """Iterates over a rank's batches from `start_step` on, for ever.
 
     The thread's error is raised by the `next` that would have returned the failed step, and by every later one.
-    Close it (or use it as a context manager) to end the thread.
+    Close it (or use it as a context manager) to end the thread and the decode processes.
     """
 
     def __init__(
@@ -114,14 +75,15 @@ class Loader:
         slots: range,
         start_step: int,
     ) -> None:
-        self._samples = Samples(manifest, index, options, draws, seed)
+        self._closed = threading.Event()
+        self._reader = Reader(manifest, index)
+        self._decoder = self._make_decoder(manifest, index, options, len(slots))
+        self._replacer = Replacer(options, order, self._reader, self._decoder)
         self._labels = index["label"]
-        self._order = order
-        self._names = [draw.name for draw in draws]
-        self._slots = slots
+        self._order, self._options, self._draws, self._seed, self._slots = order, options, draws, seed, slots
+        self._announced_until = start_step
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=PREFETCH_STEPS)
         self._error: BaseException | None = None
-        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(start_step,), name="data-loader", daemon=True)
         self._thread.start()
 
@@ -137,9 +99,15 @@ class Loader:
             self._error = item
         raise self._error
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether `next` has something at once, be it an error."""
+        return self._error is not None or not self._ready.empty()
+
     def close(self) -> None:
-        """End the thread; at most one sample's work is waited for."""
+        """End the thread; at most one sample's work is waited for, and fetches of shards that have begun."""
         self._closed.set()
+        self._reader.files.abandon()
         while self._thread.is_alive():
             self._drain()
             self._thread.join(timeout=0.01)
@@ -152,33 +120,75 @@ class Loader:
     ) -> None:
         self.close()
 
+    def _make_decoder(self, manifest: Manifest, index: np.ndarray, options: DataOptions, samples: int) -> Decoder:
+        cancelled = self._closed.is_set
+        if options.latents:
+            return LatentDecoder(self._reader, latent_format(manifest), options.latent_scale, cancelled)
+        if options.workers:
+            return PoolDecoder(self._reader, index, options.image_size, samples, options.workers, cancelled)
+        return ThreadDecoder(self._reader, options.image_size, cancelled)
+
     def _run(self, start_step: int) -> None:
         try:
+            begun: deque[_Begun] = deque()
             for step in itertools.count(start_step):
-                rows = self._order.ids(step)
-                samples = []
-                for slot in self._slots:
-                    if self._closed.is_set():
-                        return
-                    samples.append(self._samples.at(int(rows[slot]), step * self._order.batch + slot))
-                self._ready.put(self._collate(step, samples))
+                begun.append(self._begin(step))
+                if self._closed.is_set():
+                    return
+                while begun and (len(begun) > STEPS_IN_WORK or self._decoder.is_done(begun[0].decoding)):
+                    self._ready.put(self._finish(begun.popleft()))
         except BaseException as error:  # whatever it is, the consumer must not wait for ever
             self._ready.put(error)
+        finally:
+            self._decoder.close()
+            self._reader.close()
 
-    def _collate(self, step: int, samples: Sequence[_Sample]) -> Batch:
-        ids = np.array([sample.row for sample in samples], dtype=np.int64)
-        # numpy stacks in this one thread; torch would start a second team of OpenMP threads beside the training's.
-        columns = zip(*(sample.values for sample in samples), strict=True)
-        stacked = [torch.from_numpy(np.stack([value.numpy() for value in column])) for column in columns]
+    def _begin(self, step: int) -> _Begun:
+        self._announce(step)
+        rows = self._order.ids(step)[self._slots.start : self._slots.stop].tolist()
+        first = step * self._order.batch
+        positions = range(first + self._slots.start, first + self._slots.stop)
+        views = views_at(self._options, self._seed, positions)
+        return _Begun(step, rows, positions, views, self._decoder.begin(rows, views))
+
+    def _announce(self, step: int) -> None:
+        """Which shards this step's blocks and the next ones lie in, where that has changed."""
+        if step < self._announced_until or not self._reader.files.wants_announcements:
+            return
+        self._announced_until = self._order.next_block(step)
+        soon = self._order.shards_of(self._announced_until, self._slots)
+        if self._reader.files.announce(self._order.shards_of(step, self._slots), soon):
+            self._decoder.forget_files()
+
+    def _finish(self, begun: _Begun) -> Batch:
+        self._decoder.finish(begun.decoding)
+        replaced = self._replacer.replace(begun.step, self._slots, begun.rows, begun.views, begun.decoding)
+        images = torch.from_numpy(begun.decoding.images)
+        ids = np.array(begun.rows, dtype=np.int64)
+        drawn = [[draw.at(self._seed, j) for draw in self._draws] for j in begun.positions]
+        columns = [_stacked(column) for column in zip(*drawn, strict=True)]
         return Batch(
-            step=step,
+            step=begun.step,
             ids=ids,
-            images=torch.from_numpy(np.stack([sample.image for sample in samples])),
+            images=images if self._options.latents else images.permute(0, 3, 1, 2),
             labels=torch.from_numpy(self._labels[ids].astype(np.int64)),
-            draws=dict(zip(self._names, stacked, strict=True)),
-            digest=sum(sample.digest for sample in samples) % 2**64,
+            draws={draw.name: column for draw, column in zip(self._draws, columns, strict=True)},
+            digest=self._digest(begun, drawn),
+            replaced=replaced,
         )
+
+    def _digest(self, begun: _Begun, drawn: Sequence[Sequence[torch.Tensor]]) -> int:
+        total = 0
+        for head, values in zip(heads(*self._reader.places(begun.rows), begun.views), drawn, strict=True):
+            parts = [draw.digest_bytes(value) for draw, value in zip(self._draws, values, strict=True)]
+            total += digest(head + framed(parts))
+        return total % 2**64
 
     def _drain(self) -> None:
         while not self._ready.empty():
             self._ready.get_nowait()
+
+
+def _stacked(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    # numpy stacks in this one thread; torch would start a second team of OpenMP threads beside the training's.
+    return torch.from_numpy(np.stack([value.numpy() for value in values]))

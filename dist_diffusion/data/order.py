@@ -54,6 +54,7 @@ class Order:
                 f"train.global_batch={batch} (with {streams} data.canonical_streams); use more data or a smaller batch"
             )
         by_identity = np.array(sorted(range(len(shards)), key=lambda i: shards[i][0]), dtype=np.int64)
+        self._sorted_numbers = by_identity
         self._sorted_samples = samples[by_identity]
         self._sorted_first_rows = (np.cumsum(samples) - samples)[by_identity]
         # A step needs one block of every stream, two where it straddles; all streams move in lockstep.
@@ -71,17 +72,49 @@ class Order:
             parts.append(self._shuffled(epoch, number)[:, max(first - start, 0) : last - start])
         return np.concatenate(parts, axis=1).reshape(-1)
 
-    def _lay_out(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The epoch's shards end to end: position at which each begins, and the row of its first sample; int64 [S]."""
+    def block_of(self, step: int, slot: int) -> tuple[np.ndarray, int]:
+        """The rows of the block that feeds a slot at a step, in their order (int64 [size]), and which of them it is."""
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        stream, within = divmod(slot, self._per_step)
+        number, place = divmod(step_of_epoch * self._per_step + within, self._block)
+        return self._shuffled(epoch, number)[stream], place
+
+    def shards_of(self, step: int, slots: range) -> tuple[int, ...]:
+        """The numbers of the shards that hold any sample of the blocks which feed some slots at a step; ascending."""
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        first = step_of_epoch * self._per_step
+        begins, _, numbers = self._layout(epoch)
+        found: set[int] = set()
+        for block in range(first // self._block, (first + self._per_step - 1) // self._block + 1):
+            start, size = self._extent(block)
+            for stream in range(slots.start // self._per_step, (slots.stop - 1) // self._per_step + 1):
+                ends = stream * self._stream_length + start + np.array([0, size - 1])
+                first_shard, last_shard = np.searchsorted(begins, ends, side="right") - 1
+                found.update(numbers[first_shard : last_shard + 1].tolist())
+        return tuple(sorted(found))
+
+    def next_block(self, step: int) -> int:
+        """The first step after `step` that reads a block which `step` does not."""
+        step_of_epoch = step % self.steps_per_epoch
+        read = ((step_of_epoch + 1) * self._per_step - 1) // self._block
+        ahead = (read + 1) * self._block // self._per_step - step_of_epoch
+        return step + min(ahead, self.steps_per_epoch - step_of_epoch)
+
+    def _lay_out(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The epoch's shards end to end: where each begins, the row of its first sample, its number; int64 [S]."""
         shuffled = permutation(self._seed, "order.shards", epoch, len(self._sorted_samples))
         samples = self._sorted_samples[shuffled]
-        return np.cumsum(samples) - samples, self._sorted_first_rows[shuffled]
+        return np.cumsum(samples) - samples, self._sorted_first_rows[shuffled], self._sorted_numbers[shuffled]
+
+    def _extent(self, block: int) -> tuple[int, int]:
+        """Where in its stream a block starts, and its size."""
+        start = block * self._block
+        return start, min(self._block, self._stream_length - start)
 
     def _shuffle(self, epoch: int, number: int) -> np.ndarray:
         """Block `number` of every stream, shuffled: rows, int64 [C, size]."""
-        begins, first_rows = self._layout(epoch)
-        start = number * self._block
-        size = min(self._block, self._stream_length - start)
+        begins, first_rows, _ = self._layout(epoch)
+        start, size = self._extent(number)
         stream_starts = np.arange(self.streams, dtype=np.int64)[:, None] * self._stream_length
         positions = stream_starts + start + np.arange(size, dtype=np.int64)
         shard = np.searchsorted(begins, positions, side="right") - 1

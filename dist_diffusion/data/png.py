@@ -1,4 +1,4 @@
-"""Grey pixels as PNG files whose bytes no library's version can change: stored, not compressed.
+"""Pixels as PNG files whose bytes no library's version can change: stored, not compressed.
 
 zlib and its replacements compress alike images to different bytes, and a shard's checksum is part of the data order.
 """
@@ -9,15 +9,17 @@ import zlib
 import numpy as np
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GREY, _RGB = 0, 2
 _LARGEST_STORED_BLOCK = 65_535
 
 
-def encode_grey(pixels: np.ndarray) -> bytes:
-    """The PNG file of uint8 [H, W]."""
-    height, width = pixels.shape
-    rows = np.zeros((height, width + 1), dtype=np.uint8)  # each row begins with its filter: 0, none
-    rows[:, 1:] = pixels
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+def encode(pixels: np.ndarray) -> bytes:
+    """The PNG file of uint8 [H, W], grey, or [H, W, 3], RGB."""
+    height, width = pixels.shape[:2]
+    lines = pixels.reshape(height, -1)
+    rows = np.zeros((height, 1 + lines.shape[1]), dtype=np.uint8)  # each row begins with its filter: 0, none
+    rows[:, 1:] = lines
+    header = struct.pack(">IIBBBBB", width, height, 8, _GREY if pixels.ndim == 2 else _RGB, 0, 0, 0)
     return SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", _stored(rows.tobytes())) + _chunk(b"IEND", b"")
 
 

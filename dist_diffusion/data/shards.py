@@ -1,198 +1,217 @@
-"""Make a shard folder: tar files by webdataset, then index.npy, then manifest.json. One source, one set of bytes."""
+"""Make a shard folder: tar files, then index.npy, then manifest.json. One source, one set of bytes.
 
-import hashlib
-import io
+Shard s holds what can be used of positions s n ... (s+1) n - 1 of the shuffled source, so that shards are independent:
+processes, ranks and array tasks make them without a word to each other, and a finished one is never made again. Its
+record lies beside it; whoever finds all records puts the set together. Two who do so at once write the same bytes.
+"""
+
 import json
 import os
-import re
-import time
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import numpy as np
-import webdataset
-
-from dist_diffusion.data import images, manifest
-from dist_diffusion.data.manifest import INDEX, INDEX_DTYPE, MANIFEST, Manifest, Shard
-from dist_diffusion.data.sources import Original, Source
+from dist_diffusion.data import manifest
+from dist_diffusion.data.making import processes, records
+from dist_diffusion.data.making.assembly import UNFINISHED, assemble, tidy
+from dist_diffusion.data.making.meter import Meter
+from dist_diffusion.data.making.share import WHOLE, Share
+from dist_diffusion.data.making.source import Source
+from dist_diffusion.data.making.treatment import AS_IS, Treatment
+from dist_diffusion.data.making.writing import Job, Outcome, make_shard
+from dist_diffusion.data.manifest import MANIFEST, Manifest
 from dist_diffusion.draws import permutation
-from dist_diffusion.errors import ConfigError, DataError
+from dist_diffusion.errors import ConfigError, DataError, StorageError
 from dist_diffusion.storage import files, publish
 
-UNFINISHED = "UNFINISHED"
-TAR_BLOCK = 512
-_OWN_FILE = re.compile(rf"({re.escape(files.TEMPORARY_PREFIX)}.*-)?(shard-\d+\.tar|{INDEX}|{MANIFEST})")
+MAX_SAID = 100
+"""Files left out that are said; all are in the manifest."""
 
 
-def make(source: Source, out: str, samples_per_shard: int, seed: int, say: Callable[[str], None]) -> Manifest:
-    """Write the source's samples, shuffled by `seed`, as shards of `samples_per_shard` into the folder `out`.
+def make(
+    source: Source,
+    out: str,
+    samples_per_shard: int,
+    seed: int,
+    say: Callable[[str], None],
+    treatment: Treatment = AS_IS,
+    workers: int = 1,
+    share: Share = WHOLE,
+) -> Manifest | None:
+    """Write this share of the source's samples, shuffled by `seed`, as shards into the folder `out`.
 
-    Where `out` holds that very set already, nothing is written. A folder that holds anything else is refused
-    (DataError), but what a killed run left is started again. Images that cannot be decoded are left out, said, and
-    listed in the manifest.
+    Returns the set's manifest, or None while shards of other shares are missing. Where `out` holds that very set,
+    nothing is written; where it holds a part of it, what is missing is made; anything else is refused (DataError).
+    Images that cannot be used are left out, said, and listed in the manifest.
     """
     if samples_per_shard < 1:
         raise ConfigError(f"--samples-per-shard={samples_per_shard} must be at least 1")
-    identity = {**source.identity, "samples_per_shard": samples_per_shard, "seed": seed}
+    if source.kind == "latents" and treatment != AS_IS:
+        raise ConfigError("latents are kept as they are: leave out --decode and --resize")
+    making = _Making(source, out, samples_per_shard, seed, say, treatment)
     if files.exists(files.join(out, MANIFEST)):
-        return _existing(source, identity, out, say)
-    with files.failures("prepare", out):
-        _claim(out)
-    writer = _Writer(source, out, samples_per_shard, seed, say)
-    for entry in source.unusable:
-        writer.skip(entry["file"], entry["reason"])
-    writer.write_all()
-    if not writer.rows:
-        raise DataError("none of the source's images can be decoded: no shards were made")
-    made = writer.publish(identity)
-    _release(out)
-    say(f"{made.num_samples:,} images in {len(made.shards)} shards, {len(made.skipped)} files left out: {out}")
-    return made
+        return making.existing()
+    try:
+        making.claim()
+        making.make_shards(workers, share)
+        return making.finish(share)
+    except (DataError, StorageError):
+        # Another process finished the set, and tidied up, in between.
+        if files.exists(files.join(out, MANIFEST)):
+            return making.existing()
+        raise
 
 
-class _Writer:
-    """The shards, rows and omissions of one set while it is written."""
+class _Making:
+    """One set while it is made."""
 
-    def __init__(self, source: Source, out: str, samples_per_shard: int, seed: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, source: Source, out: str, samples_per_shard: int, seed: int, say: Callable[[str], None], treat: Treatment
+    ) -> None:
         self._source = source
         self._out = out
         self._samples_per_shard = samples_per_shard
-        self._order = permutation(seed, "make_shards", 0, len(source))
-        self._key_digits = len(str(len(source) - 1))
+        self._num_shards = -(-len(source) // samples_per_shard)
         self._say = say
-        self._start = time.monotonic()
-        self.shards: list[Shard] = []
-        self.rows: list[tuple[int, int, int, int, int]] = []
-        self.skipped: list[dict[str, str]] = []
+        self._treatment = treat
+        self._seed = seed
+        self._num_said = 0
+        self._identity = {
+            **source.identity,
+            **treat.identity(),
+            "samples_per_shard": samples_per_shard,
+            "seed": seed,
+        }
 
-    def write_all(self) -> None:
-        """Every decodable sample, in shuffled order."""
-        originals = self._decodable()
-        first = next(originals, None)
-        while first is not None:
-            first = self._write_shard(first, originals)
+    def claim(self) -> None:
+        """Mark a new or empty folder, or find this set's own mark there."""
+        path = files.join(self._out, UNFINISHED)
+        with files.failures("prepare", self._out):
+            if not files.is_remote(self._out):
+                os.makedirs(self._out, exist_ok=True)
+        names = files.list_names(self._out)
+        # Looked up after the listing: another share may have begun in between.
+        if not files.exists(path):
+            if names:
+                raise DataError(f"{self._out} is not empty and holds no {MANIFEST}: choose another folder")
+            self._write_mark(path)
+        found = _parsed(files.read_bytes(path))
+        if found != self._mark():
+            raise DataError(
+                f"{self._out} holds an unfinished set of another source or other settings: begun from "
+                f"{found.get('source') if isinstance(found, dict) else 'an earlier version'}, not from "
+                f"{self._identity}, or with other --classes. Run that command, or choose another folder or remove this"
+            )
 
-    def skip(self, name: str, reason: str) -> None:
-        """Leave a file out, aloud."""
-        self.skipped.append({"file": name, "reason": reason})
-        self._say(f"left out {name}: {reason}")
+    def _write_mark(self, path: str) -> None:
+        content = json.dumps(self._mark(), indent=2).encode()
+        if files.is_remote(path):
+            publish.write_bytes(path, content)
+        else:
+            # Of two that begin at once one is first, and the other finds its mark.
+            publish.create_exclusive(path, content)
 
-    def publish(self, identity: dict[str, object]) -> Manifest:
-        """Write index.npy and, last of all, the manifest that makes the set exist."""
-        rows = np.array(self.rows, dtype=INDEX_DTYPE)
-        stream = io.BytesIO()
-        np.save(stream, rows)
-        publish.write_bytes(files.join(self._out, INDEX), stream.getvalue())
-        counts = np.bincount(rows["label"], minlength=len(self._source.classes)).tolist()
-        for name, count in zip(self._source.classes, counts, strict=True):
+    def make_shards(self, workers: int, share: Share) -> None:
+        """Those of the share that are not there yet."""
+        numbers = range(share.index, self._num_shards, share.count)
+        total = sum(len(self._positions(number)) for number in numbers)
+        meter = Meter(self._say, total, self._source.kind, share.index)
+        if share.index == 0:
+            self._tell_left_out(self._source.unusable)
+        try:
+            for outcome in processes.each(make_shard, self._jobs(numbers), min(workers, len(numbers)) or 1):
+                self._tell(outcome)
+                meter.advance(outcome.originals, outcome.kept)
+        finally:
+            meter.close()
+
+    def finish(self, share: Share) -> Manifest | None:
+        """Put the set together if all its shards are there; else say what is missing."""
+        missing = self._num_shards - len(records.numbers(files.list_names(self._out)))
+        if missing and files.exists(files.join(self._out, MANIFEST)):
+            return self.existing()
+        if missing:
+            self._say(
+                f"share {share.index + 1} of {share.count} is done; {missing} of {self._num_shards} shards are not "
+                f"finished yet: who finishes the last one completes {self._out}. Should nobody, run the command again"
+            )
+            return None
+        found = [records.load(self._out, number) for number in range(self._num_shards)]
+        made = assemble(self._source, self._identity, self._out, found)
+        tidy(self._out)
+        for name, count in zip(made.classes, made.class_counts, strict=True):
             if not count:
                 self._say(f"class {name} has no images")
-        made = Manifest(
-            folder=self._out,
-            shards=tuple(self.shards),
-            classes=self._source.classes,
-            class_counts=tuple(counts),
-            source=identity,
-            index_file=INDEX,
-            index_sha256=hashlib.sha256(stream.getvalue()).hexdigest(),
-            skipped=tuple(self.skipped),
-        )
-        publish.write_json(files.join(self._out, MANIFEST), made.to_json())
+        self._say(f"{_held(made)}, {len(made.skipped)} files left out: {self._out}")
         return made
 
-    def _decodable(self) -> Iterator[Original]:
-        for position in self._order.tolist():
-            original = self._source[position]
-            try:
-                images.decode(original.data)
-            except images.UndecodableError as error:
-                self.skip(original.name, str(error))
-            else:
-                yield original
+    def existing(self) -> Manifest:
+        """The manifest that is there, if it is this set's."""
+        found = manifest.load(self._out)
+        manifest.index(found)
+        if _parsed(json.dumps(found.source)) != self._identity or found.classes != self._source.classes:
+            raise DataError(
+                f"{self._out} holds another set: made from {dict(found.source)}, classes {_listed(found.classes)}, and "
+                f"not from {self._identity}, classes {_listed(self._source.classes)}. Choose another folder or remove "
+                f"that one"
+            )
+        tidy(self._out)
+        self._say(f"{self._out} already holds this set: {_held(found)}")
+        return found
 
-    def _write_shard(self, first: Original, originals: Iterator[Original]) -> Original | None:
-        """One shard that begins with `first`; returns the sample that the next one begins with."""
-        name = f"shard-{len(self.shards):06d}.tar"
-        begin = len(self.rows)
-        following: Original | None = first
-        path = files.join(self._out, name)
-        with files.failures("write", path), open(path, "wb") as file:
-            stream = _Measured(file)
-            with webdataset.TarWriter(stream, user="", group="", mtime=0, encoder=False, compress=False) as tar:
-                while following is not None and len(self.rows) - begin < self._samples_per_shard:
-                    self._write_sample(tar, following)
-                    following = next(originals, None)
-            file.flush()
-            os.fsync(file.fileno())
-        self.shards.append(Shard(name, len(self.rows) - begin, stream.bytes, stream.sha256.hexdigest()))
-        self._report(name)
-        return following
+    def _jobs(self, numbers: Sequence[int]) -> Iterator[Job]:
+        order = permutation(self._seed, "make_shards", 0, len(self._source))
+        done = records.numbers(files.list_names(self._out))
+        key_digits = len(str(len(self._source) - 1))
+        for number in numbers:
+            positions = self._positions(number)
+            originals = tuple(self._source[row] for row in order[positions.start : positions.stop].tolist())
+            yield Job(
+                self._out,
+                number,
+                self._source.kind,
+                self._treatment,
+                positions.start,
+                key_digits,
+                originals,
+                number in done,
+            )
 
-    def _write_sample(self, tar: webdataset.TarWriter, original: Original) -> None:
-        key = f"{len(self.rows):0{self._key_digits}d}"
-        tar.write({"__key__": key, "cls": str(original.label).encode(), original.extension: original.data})
-        length = len(original.data)
-        # The tar's own count of what it has written: the image is the last member, padded to whole blocks.
-        offset = tar.tarstream.offset - -(-length // TAR_BLOCK) * TAR_BLOCK
-        self.rows.append((len(self.shards), offset, length, original.label, zlib.crc32(original.data)))
+    def _positions(self, number: int) -> range:
+        begin = number * self._samples_per_shard
+        return range(begin, min(begin + self._samples_per_shard, len(self._source)))
 
-    def _report(self, name: str) -> None:
-        done = len(self.rows) + len(self.skipped)
-        rate = done / (time.monotonic() - self._start)
-        self._say(f"{name}: {len(self.rows):,} of {len(self._source):,} images, {rate:,.0f} img/s")
+    def _tell(self, outcome: Outcome) -> None:
+        if outcome.remade:
+            self._say(f"{records.shard_name(outcome.number)} was not what its record says: made again")
+        self._tell_left_out(outcome.skipped)
 
+    def _tell_left_out(self, entries: Sequence[Any]) -> None:
+        for entry in entries:
+            if self._num_said == MAX_SAID:
+                self._say(f"more than {MAX_SAID} files are left out: {MANIFEST} will list all")
+            if self._num_said < MAX_SAID:
+                self._say(f"left out {entry['file']}: {entry['reason']}")
+            self._num_said += 1
 
-class _Measured:
-    """A file for writing that knows the size and sha256 of what went through it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.bytes = 0
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        """Pass the bytes on."""
-        self.bytes += len(data)
-        self.sha256.update(data)
-        return self._file.write(data)
+    def _mark(self) -> dict[str, Any]:
+        return {
+            "unfinished": "tools/make_shards.py is at work here, or was stopped",
+            "source": self._identity,
+            "classes": list(self._source.classes),
+        }
 
 
-def _existing(source: Source, identity: dict[str, object], out: str, say: Callable[[str], None]) -> Manifest:
-    found = manifest.load(out)
-    manifest.index(found)
-    if json.dumps(found.source, sort_keys=True) != json.dumps(identity, sort_keys=True) or (
-        found.classes != source.classes
-    ):
-        raise DataError(
-            f"{out} holds another set: made from {dict(found.source)}, classes {_listed(found.classes)}, and not from "
-            f"{identity}, classes {_listed(source.classes)}. Choose another folder or remove that one"
-        )
-    _release(out)
-    say(f"{out} already holds this set: {found.num_samples:,} images in {len(found.shards)} shards")
-    return found
+def _parsed(content: str | bytes) -> Any:
+    """As JSON, None where it is none: an earlier version's mark."""
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def _held(made: Manifest) -> str:
+    return f"{made.num_samples:,} {made.kind} in {len(made.shards)} shards"
 
 
 def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(names[:10]) + (f", ... ({len(names)})" if len(names) > 10 else "")
-
-
-def _claim(out: str) -> None:
-    """An empty folder with a mark in it, so that a rerun knows that what it finds there is an unfinished set."""
-    if files.is_remote(out):
-        raise DataError(f"{out}: shards are written to a local file system for now; copy the finished folder")
-    os.makedirs(out, exist_ok=True)
-    names = os.listdir(out)
-    if UNFINISHED in names:
-        for name in filter(_OWN_FILE.fullmatch, names):
-            os.remove(files.join(out, name))
-    elif names:
-        raise DataError(f"{out} is not empty and holds no {MANIFEST}: choose another folder")
-    publish.write_bytes(files.join(out, UNFINISHED), b"tools/make_shards.py is at work here, or was stopped\n")
-
-
-def _release(out: str) -> None:
-    """The manifest is there: the mark can go."""
-    with suppress(FileNotFoundError):
-        os.remove(files.join(out, UNFINISHED))

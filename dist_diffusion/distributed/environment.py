@@ -3,6 +3,7 @@
 The innermost launcher wins: torchrun or deepspeed, then MPI, then a SLURM step, else one process.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,6 +55,12 @@ def resolve(env: Env) -> Topology:
     _check_range("rank", topology.rank, topology.world_size, topology.launcher)
     _check_range("local rank", topology.local_rank, topology.local_size, topology.launcher)
     return topology
+
+
+def share_of_cores(topology: Topology) -> int:
+    """The host's cores that this process may use, over the ranks there; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // topology.local_size)
 
 
 def check_ranks_used(topology: Topology, env: Env) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import distributed as dist
 
 from dist_diffusion.distributed import mpi
-from dist_diffusion.distributed.environment import Topology
+from dist_diffusion.distributed.environment import Topology, share_of_cores
 from dist_diffusion.errors import LaunchError
 
 LOOPBACK = "127.0.0.1"
@@ -64,8 +64,7 @@ def set_threads(threads: int | None, topology: Topology) -> int:
     """Sets and returns this rank's CPU threads: the recipe's, else OMP_NUM_THREADS, else its share of the cores."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     if threads is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = int(given) if given.isdecimal() else max(1, cores // topology.local_size)
+        threads = int(given) if given.isdecimal() else share_of_cores(topology)
     torch.set_num_threads(threads)
     return threads
 

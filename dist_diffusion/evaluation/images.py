@@ -7,6 +7,7 @@ import numpy as np
 
 from dist_diffusion.data import images as data_images
 from dist_diffusion.data import manifest as manifests
+from dist_diffusion.data import squares
 from dist_diffusion.data.reader import Reader
 from dist_diffusion.errors import ConfigError, DataError
 from dist_diffusion.evaluation.features import ahead
@@ -56,6 +57,8 @@ class ShardImages:
         self.path = path
         self._manifest = manifests.load(path)
         self._index = manifests.index(self._manifest)
+        if self._manifest.kind == "latents":
+            raise DataError(f"{path} holds latents: images are needed here")
         if image_size is None:
             raise ConfigError(f"image_size is not set: say at which size the shards of {path} are read: image_size=N")
         self.image_size = image_size
@@ -78,9 +81,12 @@ class ShardImages:
 
     def _encoded(self, starts: range, batch_size: int) -> Iterator[list[tuple[str, bytes]]]:
         reader = Reader(self._manifest, self._index)
-        for start in starts:
-            rows = range(start, min(start + batch_size, self.num_images))
-            yield [(reader.describe(row), reader.image_bytes(row)) for row in rows]
+        try:
+            for start in starts:
+                rows = range(start, min(start + batch_size, self.num_images))
+                yield [(reader.describe(row), reader.image_bytes(row)) for row in rows]
+        finally:
+            reader.close()
 
     def _decode(self, encoded: list[tuple[str, bytes]]) -> np.ndarray:
         return np.stack([_decoded(where, data, self.image_size) for where, data in encoded])
@@ -88,6 +94,6 @@ class ShardImages:
 
 def _decoded(where: str, data: bytes, image_size: int) -> np.ndarray:
     try:
-        return data_images.to_uint8(data_images.fit(data_images.decode(data), image_size))
+        return data_images.to_uint8(squares.fit(data_images.decode(data), image_size))
     except data_images.UndecodableError as error:
         raise DataError(f"{where} cannot be decoded: {error}") from error

@@ -29,6 +29,8 @@ def load(path: str) -> Judge:
     loaded = load_model(path, ema=None, device=device)
     if not isinstance(loaded.recipe, ClassifierRecipe):
         raise ConfigError(f"judge={path} is a model of task {loaded.recipe.task}, not a classifier")
+    if loaded.recipe.data.latents:
+        raise ConfigError(f"judge={path} is a classifier of latents, not of images")
     options = loaded.recipe.model
     assert options.image_size and options.num_classes
     return Judge(path, loaded.module, options.image_size, options.num_classes)

@@ -85,6 +85,8 @@ def prepare(recipe: NllRecipe, export: str, device: torch.device) -> Measurement
     trained = model.recipe
     if not isinstance(trained, DiffusionRecipe) or trained.task != "diffusion":
         raise ConfigError(f"model={export} is of task {trained.task}: nll measures models of task diffusion")
+    if trained.data.latents:
+        raise ConfigError(f"model={export} was trained on latents: nll measures images")
     images = ShardImages(recipe.data.shards, trained.model.image_size, recipe.num_samples)
     if recipe.num_samples not in (None, images.num_images):
         raise ConfigError(

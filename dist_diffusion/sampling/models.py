@@ -29,6 +29,11 @@ def diffusion_recipe(model: LoadedModel, key: str = "model") -> tuple[DiffusionR
     """The recipe of a diffusion or super-resolution model; ConfigError where it is a classifier's."""
     if not isinstance(model.recipe, DiffusionRecipe):
         raise ConfigError(f"{key}={model.path} is a {model.recipe.task}; sampling needs a diffusion model")
+    if model.recipe.data.latents:
+        raise ConfigError(
+            f"{key}={model.path} was trained on latents: what it samples becomes images only by the decoder of those, "
+            "which is not part of this system"
+        )
     return model.recipe, model.recipe.model
 
 
@@ -104,6 +109,7 @@ def check_classifier(classifier: LoadedModel, recipe: DiffusionRecipe) -> None:
     ours, theirs = recipe.model, classifier.recipe.model
     pairs = [
         ("image size", ours.image_size, theirs.image_size),
+        ("number of channels", ours.in_channels, theirs.in_channels),
         ("number of classes", ours.num_classes or theirs.num_classes, theirs.num_classes),
     ]
     for what, wanted, found in pairs:

@@ -127,7 +127,11 @@ class Cache:
         """The file, fetched and held. None where another process has fetched it, or tried to: look again."""
         partial = os.path.join(self.folder, f"{files.TEMPORARY_PREFIX}{sha256}")
         with _opened(partial, os.O_RDWR | os.O_CREAT) as descriptor:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Not waited for in the kernel: once published, the same file is shared, and that for as long as it is read.
+            while not _lock_if_free(descriptor):
+                if not _is_at(descriptor, partial):
+                    return None
+                time.sleep(_POLL_S)
             if not _is_at(descriptor, partial):
                 return None
             try:
@@ -285,11 +289,19 @@ def _evict(path: str) -> bool:
     """Removes a file that no process has locked; False where one has."""
     try:
         with _opened(path, os.O_RDWR) as descriptor:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _lock_if_free(descriptor):
+                return False
             if _is_at(descriptor, path):
                 os.remove(path)
     except FileNotFoundError:
-        return True
+        pass
+    return True
+
+
+def _lock_if_free(descriptor: int) -> bool:
+    """Locks a file exclusively; False where another has locked it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

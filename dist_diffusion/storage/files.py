@@ -50,6 +50,7 @@ TEMPORARY_PREFIX = ".tmp-"
 _CHUNK = 1 << 20
 _ADVICE = {
     errno.ENOENT: "check the path",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.EACCES: "check the permissions",
     errno.EROFS: "choose a folder that can be written",
     errno.ENOSPC: "free space on that filesystem",

@@ -27,7 +27,10 @@ class Forward(Protocol):
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """One micro-batch on the device: uint8 images (N, 3, H, W), labels (N,), and the task's draws by name."""
+    """One micro-batch on the device: images, labels (N,), and the task's draws by name.
+
+    Images are uint8 (N, 3, H, W), or float32 latents (N, C, H, W).
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -100,5 +103,7 @@ class Task(Protocol):
 
 
 def to_unit_range(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images as float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
+    """uint8 images as contiguous float32 in [-1, 1]; latents, float32 already, as they are."""
+    if images.is_floating_point():
+        return images
+    return images.contiguous().float() / 127.5 - 1

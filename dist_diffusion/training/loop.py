@@ -1,14 +1,18 @@
 """How a run runs: batch after batch, observe, commit when due, stop when agreed."""
 
+import time
+
 import torch
 
 from dist_diffusion.data.loader import Batch
+from dist_diffusion.data.replacement import HOW_TO_FIND_ALL
 from dist_diffusion.diffusion.timesteps import LossHistory
-from dist_diffusion.distributed.agreement import any_of, gather
+from dist_diffusion.distributed.agreement import any_of, gather, sum_of
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.engine.ds_config import micro_batch
 from dist_diffusion.engine.engine import StepResult
 from dist_diffusion.errors import (
+    DataError,
     NonFiniteError,
     RunInUseError,
     StoppedError,
@@ -19,26 +23,37 @@ from dist_diffusion.tasks.task import Log, TaskBatch, added
 from dist_diffusion.training.looks import look_at, put_off
 from dist_diffusion.training.state import Run
 
+POLL_S = 0.05
+
 
 def run_loop(run: Run) -> None:
     """Trains from run.step to train.steps and commits the end. Raises StoppedError after an agreed stop."""
     recipe = run.recipe
+    if run.step < recipe.train.steps:
+        await_first_batch(run)
     while run.step < recipe.train.steps:
         batch = next(run.loader)
         result, log = train_step(run, batch)
         run.step = batch.step + 1
+        stop = boundary(run, batch)
         run.observer.record(run.step, batch.digest, result, log)
         watch_for_divergence(run, result)
         if run.step % recipe.checkpoint.every == 0 and run.step < recipe.train.steps:
             settle(run)
             save(run)
-        if boundary(run):
+        if stop:
             finish(run)
             with alike():
                 raise StoppedError(
                     f"stopped at step {run.step} as asked; the state is saved: run the same command again"
                 )
     finish(run)
+
+
+def await_first_batch(run: Run) -> None:
+    """In short rounds: shards may take longer to arrive than a collective is allowed to."""
+    while any_of(run.group, [not run.loader.is_ready])[0]:
+        time.sleep(POLL_S)
 
 
 def train_step(run: Run, batch: Batch) -> tuple[StepResult, Log]:
@@ -94,22 +109,41 @@ def watch_for_divergence(run: Run, result: StepResult) -> None:
             )
 
 
-def boundary(run: Run) -> bool:
-    """What the ranks agree on between two steps. True where one was asked to stop."""
+def boundary(run: Run, batch: Batch) -> bool:
+    """What the ranks agree on after a step. True where one was asked to stop."""
     lease_lost = run.lease is not None and run.lease.lost
-    stop, saved, lost = any_of(run.group, [run.stop.requested, run.checkpointer.finished, lease_lost])
+    mine = [run.stop.requested, run.checkpointer.finished, lease_lost, len(batch.replaced)]
+    stop, saved, lost, replaced = sum_of(run.group, torch.tensor(mine, dtype=torch.int64)).tolist()
+    if replaced:
+        report_replaced(run, batch)
     if lost:
         with alike():
             raise RunInUseError("another process has taken over this run directory: this one must end")
-    run.stopping = stop
+    run.stopping = stop > 0
     if saved:
         settle(run)
-    return stop
+    return run.stopping
+
+
+def report_replaced(run: Run, batch: Batch) -> None:
+    """Names all ranks' samples of this step that others stand for; DataError once there are too many."""
+    for share in gather(run.group, batch.replaced):
+        for replaced in share:
+            run.console.say(f"step {run.step}: {replaced}")
+            run.observer.count_replaced(replaced)
+    options = run.recipe.data
+    count, images = run.observer.replaced_samples, max(run.step * run.recipe.train.global_batch, run.epoch_images)
+    if count > options.max_replaced_share * images:
+        with alike():
+            raise DataError(
+                f"{count} samples could not be decoded up to step {run.step}: more than data.max_replaced_share="
+                f"{options.max_replaced_share:g} of {images} images. The log names them; {HOW_TO_FIND_ALL}"
+            )
 
 
 def save(run: Run) -> None:
     """Begins a commit of the present state."""
-    kept = {**run.data, "skipped_steps": run.observer.skipped_steps, "commits": run.commits + 1}
+    kept = {**run.data, **run.observer.totals, "commits": run.commits + 1}
     history = run.task.history
     run.checkpointer.save(run.engine, run.step, kept, None if history is None else history.to_json())
 

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
 from dist_diffusion.config.schema import TrainRecipe
+from dist_diffusion.data.replacement import Replaced
 from dist_diffusion.distributed.agreement import on_rank_zero, sum_of
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.engine.engine import StepResult
@@ -25,14 +27,22 @@ class Observer:
     """All ranks call it together; rank 0 writes."""
 
     def __init__(
-        self, run: RunDir, recipe: TrainRecipe, group: Group, console: Console, start_step: int, skipped_steps: int
+        self,
+        run: RunDir,
+        recipe: TrainRecipe,
+        group: Group,
+        console: Console,
+        start_step: int,
+        totals: Mapping[str, int],
     ) -> None:
         self.run, self.recipe, self.group, self.console = run, recipe, group, console
         batch = recipe.train.global_batch
         self.throughput = Throughput(recipe.train.steps * batch, start_step * batch)
         self.throughput.update(start_step * batch, time.monotonic())
         self.bar = console.progress(recipe.train.steps, start_step)
-        self.skipped_steps = skipped_steps
+        self.skipped_steps = totals.get("skipped_steps", 0)
+        self.replaced_samples = totals.get("replaced_samples", 0)
+        self.replaced: list[dict[str, int | str]] = []
         self.metrics: MetricsFile | None = None
         self.tensorboard: TensorBoard | None = None
         if group.rank == 0:
@@ -40,6 +50,16 @@ class Observer:
             self._rewind(run.validation, run.stale_validation, start_step)
             self.metrics = MetricsFile(run.metrics)
             self.tensorboard = TensorBoard(run.tensorboard, purge_step=start_step + 1)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """What a commit keeps of the counts, alike in every rank."""
+        return {"skipped_steps": self.skipped_steps, "replaced_samples": self.replaced_samples}
+
+    def count_replaced(self, replaced: Replaced) -> None:
+        """A sample of any rank that another stood for; named in the next row."""
+        self.replaced_samples += 1
+        self.replaced.append(replaced.to_json())
 
     def record(self, step: int, digest: int, result: StepResult, log: Log) -> None:
         """After `step` completed steps; `digest` and `log` are of this rank's samples."""
@@ -49,6 +69,7 @@ class Observer:
         if not self._is_due(step):
             return
         row = self._row(step, digest, result, log)
+        self.replaced = []
         if self.metrics is not None and self.tensorboard is not None:
             self.metrics.append(row)
             self.tensorboard.scalars({k: v for k, v in row.items() if isinstance(v, int | float)}, step)
@@ -90,7 +111,7 @@ class Observer:
     def _is_due(self, step: int) -> bool:
         return step == 1 or step == self.recipe.train.steps or step % self.recipe.train.log_every == 0
 
-    def _row(self, step: int, digest: int, result: StepResult, log: Log) -> dict[str, int | float | str | None]:
+    def _row(self, step: int, digest: int, result: StepResult, log: Log) -> dict[str, Any]:
         return {
             "step": step,
             "images": step * self.recipe.train.global_batch,
@@ -98,12 +119,13 @@ class Observer:
             **over_ranks(self.group, {"loss": Mean.of(result.loss[None]), **log}),
             "grad_norm": result.grad_norm,
             "learning_rate": result.learning_rate,
-            "skipped_steps": self.skipped_steps,
+            **self.totals,
+            **({"replaced": self.replaced} if self.replaced else {}),
             "images_per_s": round(self.throughput.images_per_s, 2),
             "batch_digest": batch_digest(self.group, digest),
         }
 
-    def _line(self, row: dict[str, int | float | str | None]) -> str:
+    def _line(self, row: dict[str, Any]) -> str:
         norm = "non-finite" if row["grad_norm"] is None else f"{row['grad_norm']:.3g}"
         return (
             f"step {row['step']}/{self.recipe.train.steps}  loss {row['loss']:.4f}  grad norm {norm}  "

@@ -35,6 +35,8 @@ class Place:
     console: Console
     launch_id: str
     """Rank 0's: a launcher may not hand its variables to other hosts."""
+    cores: int
+    """CPU cores that are this rank's."""
 
 
 def environment(place: Place, threads: int) -> dict[str, object]:

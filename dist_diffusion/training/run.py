@@ -11,7 +11,7 @@ from dist_diffusion.config.schema import TrainRecipe
 from dist_diffusion.diffusion.timesteps import LossHistory
 from dist_diffusion.distributed import group as groups
 from dist_diffusion.distributed.agreement import broadcast, on_rank_zero
-from dist_diffusion.distributed.environment import Topology
+from dist_diffusion.distributed.environment import Topology, share_of_cores
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.distributed.signals import StopFlag
 from dist_diffusion.engine.engine import TrainingEngine
@@ -27,7 +27,7 @@ from dist_diffusion.training.looks import catch_up
 from dist_diffusion.training.loop import run_loop
 from dist_diffusion.training.observer import Observer
 from dist_diffusion.training.place import Place, environment, record, reported
-from dist_diffusion.training.prepare import Prepared, make_loader, prepare
+from dist_diffusion.training.prepare import Prepared, decode_workers, make_loader, prepare
 from dist_diffusion.training.start import Start, find_start
 from dist_diffusion.training.state import Run
 from dist_diffusion.training.validation import Validation, make_validation
@@ -46,7 +46,7 @@ def train(recipe: TrainRecipe, topology: Topology, env: Mapping[str, str]) -> No
     lease = take_lease(group, run_dir, env)
     console = Console(run_dir.log(group.rank), group.rank)
     launch_id = broadcast(group, verdicts.unique_launch_id(env))
-    place = Place(run_dir, group, console, launch_id)
+    place = Place(run_dir, group, console, launch_id, share_of_cores(topology))
     begun: list[Run] = []
     step: int | None = None
     try:
@@ -90,7 +90,8 @@ def begin(prepared: Prepared, place: Place, threads: int, start: Start) -> None:
         f"{recipe.task}: {prepared.manifest.num_samples} samples of {len(prepared.manifest.classes)} classes, "
         f"{recipe.train.steps} steps of {recipe.train.global_batch} on {place.group.world_size} ranks, "
         f"ZeRO stage {recipe.engine.zero_stage}, {recipe.engine.precision}, {threads} threads a rank, "
-        f"{recipe.data.canonical_streams} canonical streams, {prepared.order.steps_per_epoch} steps an epoch"
+        f"{recipe.data.canonical_streams} canonical streams, {prepared.order.steps_per_epoch} steps an epoch, "
+        f"{decode_workers(recipe.data, place)} decode processes a rank"
     )
 
     def write() -> None:
@@ -137,19 +138,20 @@ def assemble(
         if task.history is not None:
             task.history = LossHistory.from_json(start.commit.marker["task"])
         console.say(f"resuming at step {step} from {start.commit.path}")
-    observer = Observer(place.run_dir, recipe, group, console, step, kept.get("skipped_steps", 0))
+    observer = Observer(place.run_dir, recipe, group, console, step, kept)
     return Run(
         recipe=recipe,
         group=group,
         task=task,
         engine=engine,
-        loader=make_loader(prepared, task.draws, group, step),
+        loader=make_loader(prepared, task.draws, place, step),
         checkpointer=start.checkpointer,
         observer=observer,
         validation=validation,
         console=console,
         stop=stop,
         lease=lease,
+        epoch_images=prepared.order.steps_per_epoch * recipe.train.global_batch,
         data={"manifest": prepared.manifest.checksum, "classes": list(prepared.manifest.classes)},
         step=step,
         saved_step=-1 if start.commit is None else step,

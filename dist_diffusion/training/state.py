@@ -32,6 +32,7 @@ class Run:
     stop: StopFlag
     lease: Lease | None
     """Held by rank 0."""
+    epoch_images: int
     data: dict[str, Any]
     """What each commit says of the data."""
     step: int

@@ -48,7 +48,7 @@ def test_draw_objects_give_values_and_digest_what_they_gave() -> None:
 
 
 def test_digest_separates_its_parts() -> None:
-    assert draws.digest([b"ab", b"c"]) != draws.digest([b"a", b"bc"])
+    assert draws.digest(draws.framed([b"ab", b"c"])) != draws.digest(draws.framed([b"a", b"bc"]))
 
 
 def test_every_step_has_one_stratified_draw_in_each_part() -> None:

@@ -13,10 +13,12 @@ from benchmarks.setting import BATCH, IMAGE_SIZE, task_batch
 from dist_diffusion.errors import ConfigError
 from dist_diffusion.models.options import UNetOptions
 
+__all__ = ["diffusion", "image_datasets", "network", "training_step", "without_recomputation"]
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     try:
-        from guided_diffusion import logger, resample, script_util, train_util, unet
+        from guided_diffusion import image_datasets, logger, resample, script_util, train_util, unet
     except ImportError as error:
         raise ConfigError(
             f"guided-diffusion-sdk cannot be imported ({error}): "

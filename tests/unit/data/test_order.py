@@ -4,6 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from dist_diffusion.data.manifest import Manifest, Shard
 from dist_diffusion.data.order import Order, default_streams, rank_slots
 from dist_diffusion.draws import permutation
 from dist_diffusion.errors import ConfigError
@@ -14,17 +15,21 @@ def _shards(samples: list[int]) -> list[tuple[str, int]]:
 
 
 SETS = {
-    1: [100],
-    2: [61, 40],
-    5: [13, 40, 1, 29, 50],
-    17: [7, 3, 19, 1, 1, 30, 12, 8, 5, 22, 4, 9, 16, 2, 11, 6, 33],
+    1: [331],
+    2: [211, 120],
+    5: [13, 140, 1, 29, 150],
+    17: [7, 33, 19, 1, 1, 60, 12, 8, 25, 22, 4, 9, 46, 2, 41, 6, 38],
 }
+# Streams, global batch, block: blocks within a step, across steps, and larger than a stream.
+SHAPES = [(1, 24, 5), (3, 24, 16), (8, 24, 1024), (24, 24, 7), (1, 48, 64), (6, 48, 3), (16, 48, 1), (48, 48, 4)]
+WORLDS = (1, 2, 3, 4, 8)
+EPOCHS = 3
+
+Blocks = list[list[list[list[int]]]]
 
 
-def _by_definition(
-    shards: list[tuple[str, int]], seed: int, streams: int, batch: int, block: int, step: int
-) -> list[int]:
-    """One step's slots as the documentation words it: an epoch laid out whole, sample by sample."""
+def _blocks_by_definition(shards: list[tuple[str, int]], seed: int, streams: int, block: int) -> Blocks:
+    """Rows [epoch][stream][block][place] as the documentation words it: each epoch laid out whole, row by row."""
     ordered = sorted(shards)
     first_rows = {}
     row = 0
@@ -32,48 +37,113 @@ def _by_definition(
         first_rows[name] = row
         row += count
     length = row // streams
-    steps_per_epoch = length // (batch // streams)
-    epoch, k = divmod(step, steps_per_epoch)
-    laid_out: list[int] = []
-    for i in permutation(seed, "order.shards", epoch, len(shards)):
-        name, count = ordered[i]
-        laid_out += range(first_rows[name], first_rows[name] + count)
-    slots = []
-    for c in range(streams):
-        own = laid_out[c * length : (c + 1) * length]
-        shuffled = []
-        for b in range(0, length, block):
-            part = own[b : b + block]
-            shuffled += [part[i] for i in permutation(seed, f"order.block/{epoch}/{c}", b // block, len(part))]
-        slots += shuffled[k * (batch // streams) : (k + 1) * (batch // streams)]
-    return slots
+    epochs: Blocks = []
+    for epoch in range(EPOCHS):
+        laid_out: list[int] = []
+        for i in permutation(seed, "order.shards", epoch, len(shards)):
+            name, count = ordered[i]
+            laid_out += range(first_rows[name], first_rows[name] + count)
+        epochs.append([])
+        for c in range(streams):
+            own = laid_out[c * length : (c + 1) * length]
+            parts = [own[start : start + block] for start in range(0, length, block)]
+            shuffles = [permutation(seed, f"order.block/{epoch}/{c}", b, len(part)) for b, part in enumerate(parts)]
+            epochs[-1].append([[part[i] for i in shuffle] for part, shuffle in zip(parts, shuffles, strict=True)])
+    return epochs
+
+
+def _steps_by_definition(blocks: Blocks, batch: int) -> list[list[tuple[int, int, int, int]]]:
+    """Where in the blocks each slot of each step reads."""
+    steps = []
+    for epoch, streams in enumerate(blocks):
+        places = [[(epoch, c, b, i) for b, part in enumerate(own) for i in range(len(part))]
+                  for c, own in enumerate(streams)]  # fmt: skip
+        share = batch // len(streams)
+        for k in range(len(places[0]) // share):
+            steps.append([place for own in places for place in own[k * share : (k + 1) * share]])
+    return steps
 
 
 @pytest.mark.parametrize("num_shards", SETS)
-@pytest.mark.parametrize(("streams", "batch", "block"), [(1, 8, 16), (4, 12, 5), (6, 6, 1024), (2, 30, 4), (3, 9, 1)])
+@pytest.mark.parametrize(("streams", "batch", "block"), SHAPES)
 def test_is_the_documented_order(num_shards: int, streams: int, batch: int, block: int) -> None:
     shards = _shards(SETS[num_shards])
     order = Order(shards, seed=3, streams=streams, batch=batch, block=block)
-    for step in range(2 * order.steps_per_epoch + 1):
-        assert order.ids(step).tolist() == _by_definition(shards, 3, streams, batch, block, step)
+    blocks = _blocks_by_definition(shards, 3, streams, block)
+    steps = _steps_by_definition(blocks, batch)
+    assert len(steps) == EPOCHS * order.steps_per_epoch
+    for step, places in enumerate(steps):
+        assert order.ids(step).tolist() == [blocks[epoch][c][b][i] for epoch, c, b, i in places]
+    rng = np.random.default_rng(0)
+    for step in rng.choice(len(steps), 8).tolist():
+        for slot in rng.choice(batch, 8).tolist():
+            epoch, c, b, i = steps[step][slot]
+            rows, within = order.block_of(step, slot)
+            assert (rows.tolist(), within) == (blocks[epoch][c][b], i)
 
 
 @pytest.mark.parametrize("num_shards", SETS)
-@pytest.mark.parametrize(("streams", "batch"), [(1, 8), (4, 12), (6, 6)])
-def test_an_epoch_visits_a_sample_at_most_once_and_leaves_only_the_remainder(
-    num_shards: int, streams: int, batch: int
+@pytest.mark.parametrize(("streams", "batch", "block"), SHAPES)
+def test_the_shards_of_a_step_are_those_of_its_blocks(num_shards: int, streams: int, batch: int, block: int) -> None:
+    shards = _shards(SETS[num_shards])
+    order = Order(shards, seed=3, streams=streams, batch=batch, block=block)
+    blocks = _blocks_by_definition(shards, 3, streams, block)
+    steps = _steps_by_definition(blocks, batch)
+    shard_of = np.repeat(range(num_shards), SETS[num_shards])
+    share = batch // streams
+
+    def needed(step: int, slots: range) -> set[int]:
+        read = {steps[step][slot][:3] for slot in slots}
+        return {int(shard_of[row]) for epoch, c, b in read for row in blocks[epoch][c][b]}
+
+    for step in range(len(steps)):
+        for world in WORLDS:
+            slots = rank_slots(batch, world, step % world)
+            found = order.shards_of(step, slots)
+            assert list(found) == sorted(set(found))
+            # A rank that reads a part of a stream may be told of the whole stream's.
+            whole = range(slots.start // share * share, -(-slots.stop // share) * share)
+            assert needed(step, slots) <= set(found) == needed(step, whole)
+        ahead = order.next_block(step)
+        read = [{place[:3] for place in places} for places in steps[step : ahead + 1]]
+        assert all(later <= read[0] for later in read[:-1]) and (ahead == len(steps) or not read[-1] <= read[0])
+
+
+@pytest.mark.parametrize("num_shards", SETS)
+@pytest.mark.parametrize(("streams", "batch", "block"), SHAPES)
+def test_every_layout_and_restart_gives_the_same_batches_and_each_rank_as_many(
+    num_shards: int, streams: int, batch: int, block: int
 ) -> None:
-    order = Order(_shards(SETS[num_shards]), seed=0, streams=streams, batch=batch, block=10)
-    total = sum(SETS[num_shards])
-    assert order.steps_per_epoch == (total // streams) // (batch // streams)
+    shards = _shards(SETS[num_shards])
+
+    def order() -> Order:
+        return Order(shards, seed=0, streams=streams, batch=batch, block=block)
+
+    total, per_epoch = sum(SETS[num_shards]), order().steps_per_epoch
+    uninterrupted = order()
+    expected = [uninterrupted.ids(step).tolist() for step in range(EPOCHS * per_epoch)]
+    rng = np.random.default_rng(0)
+    for world in WORLDS:
+        restarts = sorted(rng.choice(len(expected), 3).tolist())
+        batches: list[list[int]] = []
+        of_rank: list[list[int]] = [[] for _ in range(world)]
+        for begin, end in zip([0, *restarts], [*restarts, len(expected)], strict=True):
+            for rank, seen in enumerate(of_rank):
+                own = rank_slots(batch, world, rank)
+                started = order()
+                seen += [int(row) for step in range(begin, end) for row in started.ids(step)[own.start : own.stop]]
+        for step in range(len(expected)):
+            batches.append([])
+            for seen in of_rank:
+                batches[-1] += seen[step * batch // world : (step + 1) * batch // world]
+        assert batches == expected
+        assert {len(seen) for seen in of_rank} == {EPOCHS * per_epoch * batch // world}
     left_out = []
-    for epoch in range(4):
-        steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
-        seen = Counter(np.concatenate([order.ids(step) for step in steps]).tolist())
-        assert max(seen.values()) == 1
-        assert set(seen) <= set(range(total))
-        left_out.append(set(range(total)) - set(seen))
-        assert len(left_out[-1]) == total - order.steps_per_epoch * batch < streams + batch
+    for epoch in range(EPOCHS):
+        visits = Counter(row for ids in expected[epoch * per_epoch : (epoch + 1) * per_epoch] for row in ids)
+        assert max(visits.values()) == 1 and set(visits) <= set(range(total))
+        left_out.append(set(range(total)) - set(visits))
+        assert len(left_out[-1]) == total - per_epoch * batch < streams + batch
     if num_shards > 1 and left_out[0]:
         assert any(other != left_out[0] for other in left_out[1:])
 
@@ -107,13 +177,18 @@ def test_the_order_of_the_manifest_changes_nothing_but_the_row_numbers(num_shard
     assert samples(shuffled) == samples(shards)
 
 
-def test_ranks_take_the_batch_in_contiguous_parts_whatever_their_number() -> None:
-    order = Order(_shards(SETS[5]), seed=0, streams=4, batch=12, block=10)
-    for world in (1, 2, 3, 4, 6, 12):
-        for step in range(order.steps_per_epoch + 1):
-            ids = order.ids(step)
-            parts = [ids[slot] for rank in range(world) for slot in rank_slots(12, world, rank)]
-            assert parts == ids.tolist()
+def test_where_the_set_lies_does_not_enter_the_order() -> None:
+    shards = tuple(Shard(f"shard-{i:06d}.tar", n, 512 * n, f"{i * 7919 % 101:064x}") for i, n in enumerate(SETS[17]))
+    places = ("/data/set", "renamed", "gs://bucket/set", "s3://another-bucket/deep/set", "https://host/set")
+    orders = [
+        Order(Manifest(place, shards, ("a",), (335,), {}, "index.npy", "").identities, 0, streams=8, batch=24, block=16)
+        for place in places
+    ]
+    for step in range(2 * orders[0].steps_per_epoch):
+        assert len({tuple(order.ids(step).tolist()) for order in orders}) == 1
+
+
+def test_ranks_that_do_not_divide_the_batch() -> None:
     with pytest.raises(ConfigError, match=r"train\.global_batch=12 is not divisible by the 5 ranks"):
         rank_slots(12, 5, 0)
 

@@ -1,5 +1,4 @@
 import gzip
-import json
 import os
 import shutil
 import subprocess
@@ -12,10 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from PIL import Image
 
 from dist_diffusion.data import images, manifest, shards, sources
+from dist_diffusion.data.making import assembly, records
+from dist_diffusion.data.making.share import Share
 from dist_diffusion.data.manifest import Manifest
-from dist_diffusion.errors import ConfigError, DataError
+from dist_diffusion.errors import ConfigError, DataError, StorageError
+from dist_diffusion.storage import files, publish
 
 WriteIdx = Callable[[Path, str, np.ndarray, np.ndarray], None]
 REPOSITORY = Path(__file__).parents[3]
@@ -23,7 +26,9 @@ REPOSITORY = Path(__file__).parents[3]
 
 def _make(source: Path, out: Path, samples_per_shard: int = 17, seed: int = 0, **options: object) -> Manifest:
     opened = sources.open_source(str(source), **options)  # type: ignore[arg-type]
-    return shards.make(opened, str(out), samples_per_shard, seed, say=lambda _: None)
+    made = shards.make(opened, str(out), samples_per_shard, seed, say=lambda _: None)
+    assert made is not None
+    return made
 
 
 def _content(folder: Path | str) -> dict[str, bytes]:
@@ -105,16 +110,43 @@ def test_what_cannot_be_used_is_listed_and_said(own_class_tree: Path, tmp_path: 
     assert all(any(entry["file"] in line for line in said) for entry in made.skipped)
     assert "class dog has no images" in said
     assert made.class_counts == (3, 3, 4, 0)
-    assert [shard.samples for shard in made.shards] == [4, 4, 2]
+    # Every shard holds what can be used of its four positions; a key is the position.
+    assert sum(shard.samples for shard in made.shards) == 10 and len(made.shards) == 3
+    keys = [int(name.split(".")[0]) for _, name, *_ in _images_by_tarfile(made)]
+    assert [len([key for key in keys if key // 4 == i]) for i in range(3)] == [shard.samples for shard in made.shards]
     assert manifest.load(made.folder) == made
     _make(own_class_tree, tmp_path / "again", samples_per_shard=4)
     assert _content(tmp_path / "again") == _content(made.folder)
 
 
+def test_a_picture_that_would_fill_memory_is_left_out(own_class_tree: Path, tmp_path: Path) -> None:
+    path = own_class_tree / "ant" / "0000.jpg"
+    data = bytearray(path.read_bytes())
+    begin = data.index(b"\xff\xc0") + 5
+    data[begin : begin + 4] = b"\xff\xdc\xff\xdc"
+    path.write_bytes(data)
+    made = _make(own_class_tree, tmp_path / "out")
+    (entry,) = made.skipped
+    assert entry["file"] == "ant/0000.jpg" and entry["reason"].startswith("65500x65500 pixels are more than")
+
+
+def test_a_shard_without_one_good_image_is_no_shard(own_class_tree: Path, tmp_path: Path) -> None:
+    whole = _make(own_class_tree, tmp_path / "whole", samples_per_shard=4)
+    lost = {data for number, _, _, data, _ in _images_by_tarfile(whole) if number == 1}
+    for path in own_class_tree.glob("*/*"):
+        if path.read_bytes() in lost:
+            path.write_bytes(b"x" * path.stat().st_size)
+    made = _make(own_class_tree, tmp_path / "out", samples_per_shard=4)
+    assert sorted(_content(made.folder)) == ["index.npy", "manifest.json", "shard-000000.tar", "shard-000002.tar"]
+    assert made.shards == (whole.shards[0], whole.shards[2])
+    assert len(made.skipped) == 4
+    assert manifest.index(manifest.load(made.folder))["shard"].tolist() == [0] * 4 + [1] * 4
+
+
 def test_a_set_without_one_good_image_is_no_set(own_class_tree: Path, tmp_path: Path) -> None:
     for path in own_class_tree.glob("*/*"):
         path.write_bytes(b"damaged")
-    with pytest.raises(DataError, match="none of the source's images can be decoded"):
+    with pytest.raises(DataError, match=r"none of the source's images can be used, such as .*/.*: no set was made"):
         _make(own_class_tree, tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -150,23 +182,179 @@ def test_a_folder_of_other_things_is_left_alone(class_tree: Path, tmp_path: Path
     assert _content(tmp_path) == {"shard-000000.tar": b"precious"}
 
 
-def test_a_stopped_run_is_started_again(class_tree: Path, tmp_path: Path) -> None:
-    class Stopped(Exception):
+def test_stopped_before_any_publication_it_goes_on(
+    class_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the files that a run publishes, one after the other, and each that it removes."""
+
+    class Stopped(BaseException):
         pass
 
-    def stop_at_third_shard(text: str) -> None:
-        if text.startswith("shard-000002"):
-            raise Stopped
-
-    out = str(tmp_path / "out")
-    with pytest.raises(Stopped):
-        shards.make(sources.open_source(str(class_tree)), out, 5, seed=0, say=stop_at_third_shard)
-    assert "shard-000002.tar" in _content(out) and "manifest.json" not in _content(out)
-    with pytest.raises(DataError, match=r"holds no manifest\.json"):
-        manifest.load(out)
-    _make(class_tree, tmp_path / "out")
     _make(class_tree, tmp_path / "undisturbed")
-    assert _content(out) == _content(tmp_path / "undisturbed")
+    replace = os.replace
+    left = 0
+
+    def stopping(action: Callable[..., None]) -> Callable[..., None]:
+        def act(*paths: str) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Stopped
+            action(*paths)
+
+        return act
+
+    stops = 0
+    while True:
+        out = tmp_path / f"out-{stops}"
+        left = stops
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", stopping(replace))
+            patched.setattr(publish, "remove", stopping(publish.remove))
+            try:
+                _make(class_tree, out)
+                break
+            except Stopped:
+                stops += 1
+        if not (out / "manifest.json").exists():
+            with pytest.raises(DataError, match=r"holds no manifest\.json"):
+                manifest.load(str(out))
+        made = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*.tar")}
+        kept = {path.with_suffix(".tar").name for path in out.glob("shard-*.json")}
+        _make(class_tree, out)
+        assert _content(out) == _content(tmp_path / "undisturbed")
+        assert all((out / name).stat().st_mtime_ns == made[name] for name in kept)
+    # Four shards and their records, index and manifest; four records and the mark are removed.
+    assert stops == 4 * 2 + 2 + 4 + 1
+
+
+def test_a_finished_shard_that_was_changed_is_made_again(
+    class_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _make(class_tree, tmp_path / "undisturbed")
+    with monkeypatch.context() as patched, pytest.raises(StorageError):
+        patched.setattr(assembly, "write_index", lambda *_: files.read_bytes(str(tmp_path / "absent")))
+        _make(class_tree, tmp_path / "out")
+    path = tmp_path / "out" / "shard-000001.tar"
+    content = bytearray(path.read_bytes())
+    content[700] ^= 1
+    path.write_bytes(content)
+    (tmp_path / "out" / "shard-000002.tar").unlink()
+    said: list[str] = []
+    shards.make(sources.open_source(str(class_tree)), str(tmp_path / "out"), 17, seed=0, say=said.append)
+    assert _content(tmp_path / "out") == _content(tmp_path / "undisturbed")
+    assert [line for line in said if "made again" in line] == [
+        "shard-000001.tar was not what its record says: made again",
+        "shard-000002.tar was not what its record says: made again",
+    ]
+
+
+@pytest.mark.parametrize("options", [{"seed": 1}, {"samples_per_shard": 16}, {"class_names": ["a", "b", "c"]}])
+def test_an_unfinished_set_of_other_settings_is_left_alone(class_tree: Path, tmp_path: Path, options: dict) -> None:
+    source = sources.open_source(str(class_tree))
+    assert shards.make(source, str(tmp_path), 17, seed=0, say=lambda _: None, share=Share(1, 4)) is None
+    before = _content(tmp_path)
+    with pytest.raises(DataError, match="holds an unfinished set of another source or other settings: begun from"):
+        _make(class_tree, tmp_path, **options)
+    assert _content(tmp_path) == before
+
+
+def test_shares_make_one_set_without_a_word(class_tree: Path, tmp_path: Path) -> None:
+    """In any order, some twice, some before others have begun; 12 shards among 5."""
+    _make(class_tree, tmp_path / "alone", samples_per_shard=5)
+    source = sources.open_source(str(class_tree))
+    said: list[str] = []
+    results = [
+        shards.make(source, str(tmp_path / "out"), 5, seed=0, say=said.append, share=Share(index, 5))
+        for index in (3, 0, 0, 4, 1, 2, 3)
+    ]
+    assert results[:5] == [None] * 5
+    assert results[5] == results[6] == manifest.load(str(tmp_path / "out"))
+    assert _content(tmp_path / "out") == _content(tmp_path / "alone")
+    assert [line.split(" shards")[0] for line in said if "is done" in line] == [
+        "share 4 of 5 is done; 10 of 12",
+        "share 1 of 5 is done; 7 of 12",
+        "share 1 of 5 is done; 7 of 12",
+        "share 5 of 5 is done; 5 of 12",
+        "share 2 of 5 is done; 2 of 12",
+    ]
+
+
+def test_more_shares_than_shards(class_tree: Path, tmp_path: Path) -> None:
+    source = sources.open_source(str(class_tree))
+    found = [
+        shards.make(source, str(tmp_path / "out"), 50, seed=0, say=lambda _: None, share=Share(index, 3))
+        for index in (2, 1, 0)
+    ]
+    assert found[0] is None and found[1] is None and found[2] is not None
+
+
+def test_whoever_comes_last_finds_the_set_finished(
+    class_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process puts the set together, and removes the records, while this one is about to."""
+    out = str(tmp_path / "out")
+    source = sources.open_source(str(class_tree))
+    load = records.load
+
+    def late(folder: str, number: int) -> records.Record:
+        with monkeypatch.context() as patched:
+            patched.setattr(records, "load", load)
+            shards.make(source, out, 17, seed=0, say=lambda _: None)
+        return load(folder, number)
+
+    monkeypatch.setattr(records, "load", late)
+    made = shards.make(source, out, 17, seed=0, say=lambda _: None)
+    assert made == manifest.load(out)
+    assert sorted(_content(out)) == ["index.npy", "manifest.json", *(f"shard-{i:06d}.tar" for i in range(4))]
+
+
+def test_workers_make_the_same_bytes(own_class_tree: Path, tmp_path: Path) -> None:
+    (own_class_tree / "ant" / "0000.jpg").write_bytes(b"bad")
+    _make(own_class_tree, tmp_path / "alone", samples_per_shard=2)
+    source = sources.open_source(str(own_class_tree))
+    shards.make(source, str(tmp_path / "out"), 2, seed=0, say=lambda _: None, workers=3)
+    assert _content(tmp_path / "out") == _content(tmp_path / "alone")
+
+
+def test_what_a_worker_imports_is_light() -> None:
+    """It starts in a fifth of a second because of this; torch alone takes one."""
+    program = (
+        "import sys, dist_diffusion.data.making.writing, dist_diffusion.data.making.contents;"
+        "sys.exit(str([m for m in ('torch', 'webdataset', 'blobfile', 'obstore') if m in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "[]"
+
+
+def test_many_files_left_out_are_not_all_said(own_class_tree: Path, tmp_path: Path) -> None:
+    for i in range(150):
+        (own_class_tree / "bee" / f"x{i}.png").write_bytes(b"bad")
+    said: list[str] = []
+    made = shards.make(sources.open_source(str(own_class_tree)), str(tmp_path / "out"), 50, seed=0, say=said.append)
+    assert made is not None and len(made.skipped) == 150
+    assert len([line for line in said if line.startswith("left out")]) == 100
+    assert "more than 100 files are left out: manifest.json will list all" in said
+
+
+def test_statistics(tmp_path: Path) -> None:
+    (tmp_path / "tree" / "a").mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "tree" / "a" / "0.jpg", exif=exif)
+    Image.new("L", (10, 40)).save(tmp_path / "tree" / "a" / "1.png")
+    Image.new("P", (11, 60)).save(tmp_path / "tree" / "a" / "2.gif")
+    (tmp_path / "tree" / "a" / "3.gif").write_bytes(b"bad")
+    made = _make(tmp_path / "tree", tmp_path / "out", samples_per_shard=1)
+    assert made.statistics == {
+        "images": 3,
+        "bytes": sum(path.stat().st_size for path in (tmp_path / "tree" / "a").glob("[0-2].*")),
+        "width": {"smallest": 10, "largest": 30, "mean": 17.0},
+        "height": {"smallest": 20, "largest": 60, "mean": 40.0},
+        "formats": {"GIF": 1, "JPEG": 1, "PNG": 1},
+        "modes": {"L": 1, "P": 1, "RGB": 1},
+        "exif_rotated": 1,
+    }
 
 
 def test_idx_files_plain_and_gzipped(
@@ -230,37 +418,3 @@ def test_idx_files_that_are_missing_or_damaged(
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz is damaged"):
         _make(folder, out)
     assert not out.exists()
-
-
-def test_sources_that_are_none(class_tree: Path, own_class_tree: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"source folder .*/absent does not exist"):
-        sources.open_source(str(tmp_path / "absent"))
-    with pytest.raises(DataError, match="holds no images"):
-        sources.open_source(str(own_class_tree / "ant"))
-    with pytest.raises(DataError, match=r"class folder .*/tree holds a folder \(ant\)"):
-        sources.open_source(str(tmp_path))
-    with pytest.raises(ConfigError, match="--split"):
-        sources.open_source(str(class_tree), split="train")
-    with pytest.raises(ConfigError, match=r"--classes names 2 classes, but .* has 3"):
-        sources.open_source(str(class_tree), class_names=["a", "b"])
-
-
-def _tool(*arguments: str | Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "tools/make_shards.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
-
-
-def test_the_tool_makes_a_set_that_loads(class_tree: Path, tmp_path: Path) -> None:
-    (tmp_path / "names.txt").write_text("Ant\nBee\nCat\n")
-    done = _tool(class_tree, tmp_path / "out", "--samples-per-shard", "50", "--classes", tmp_path / "names.txt")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "60 of 60 images" in done.stdout
-    made = manifest.load(str(tmp_path / "out"))
-    assert made.classes == ("Ant", "Bee", "Cat")
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == made.to_json()
-
-
-def test_the_tool_ends_with_one_message(tmp_path: Path) -> None:
-    done = _tool(tmp_path / "absent", tmp_path / "out")
-    assert done.returncode == 2
-    assert done.stderr == f"error: source folder {tmp_path}/absent does not exist\n"

@@ -215,6 +215,24 @@ def test_who_waits_for_another_ones_download_gets_it_when_it_is_done(tmp_path, f
     assert fetched == [None] and reads == {source.path: 1}
 
 
+def test_who_waits_gets_it_while_the_fetcher_reads_on(tmp_path, folder, monkeypatch):
+    """Ranks of a host go on together: one that waits until another lets go of a shard waits for ever."""
+    flock = fcntl.flock
+    # The fetcher has the published file at once, before who waits is awake.
+    share = {fcntl.LOCK_UN: fcntl.LOCK_SH}
+    monkeypatch.setattr(fcntl, "flock", lambda descriptor, kind: flock(descriptor, share.get(kind, kind)))
+    source = SlowSource(tmp_path / "pipe", content(0))
+    sha256 = hashlib.sha256(content(0)).hexdigest()
+    ours = Cache(folder, GIB)
+    with in_thread(lambda: ours.open(source.path, sha256, SIZE)) as fetched:
+        source.give_half()
+        with in_thread(lambda: ours.open("never read", sha256, SIZE)) as opened:
+            time.sleep(0.1)
+            source.give_rest()
+    with closing(fetched[0]), closing(opened[0]):
+        assert cached(folder) == {sha256}
+
+
 def test_what_another_process_publishes_at_the_last_moment_is_not_fetched_again(tmp_path, folder, reads, monkeypatch):
     (path,) = make_sources(tmp_path / "source", 1)
     opened = cache._opened

@@ -1,16 +1,25 @@
 """The benchmark's arithmetic, and that it times nothing that it has not compared."""
 
+import argparse
+import io
 import json
+import subprocess
 import sys
+import tarfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import bench
+import numpy as np
 import pytest
 import torch
-from benchmarks import setting
-from benchmarks.timing import MIN_ROUNDS, Row, alternate, compared, table
+from benchmarks import data, data_images, data_peers, setting, timing
+from benchmarks.data_images import ImageSet
+from benchmarks.timing import MIN_ROUNDS, Row, alternate, alternate_measured, compared, seconds_an_image, table
+from PIL import Image
 
-from dist_diffusion.errors import InternalError
+from dist_diffusion.errors import ConfigError, InternalError
 
 
 def test_every_candidate_runs_once_a_round_in_changing_order() -> None:
@@ -31,6 +40,30 @@ def test_a_row_has_medians_spreads_and_their_ratio() -> None:
     assert {"name", "ours", "peer"} <= set(content) and "2.50" in table([row])
 
 
+def test_less_is_better_where_a_row_says_so() -> None:
+    row = Row("memory", 200.0, 100.0, (200.0, 200.0), (100.0, 100.0), unit="MiB", less_is_better=True)
+    assert row.to_json()["ratio"] == 0.5 and "MiB  0.50" in table([row])
+
+
+def test_what_a_candidate_measured_of_itself_is_what_counts() -> None:
+    values = iter(range(100))
+    taken = alternate_measured({"a": lambda: float(next(values))}, seconds=0.0)
+    assert taken == {"a": [1.0, 2.0, 3.0]}, "the first round is not counted"
+
+
+def test_a_loader_is_measured_once_it_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "WARM_UP_S", 0.05)
+    monkeypatch.setattr(timing, "WINDOW_S", 0.2)
+
+    def batches() -> Iterator[None]:
+        time.sleep(0.5)
+        while True:
+            time.sleep(0.01)
+            yield
+
+    assert 0.001 <= seconds_an_image(batches(), batch=10) < 0.003
+
+
 def test_both_networks_are_of_one_size_and_told_apart() -> None:
     sizes = [sum(p.numel() for p in setting.our_empty_network(options).parameters()) for options in setting.NETWORKS]
     assert [size // 10**6 for size in sizes] == [18, 18]
@@ -44,8 +77,8 @@ def run_bench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[float]:
     """Runs the tool on a stand-in subcommand; the seconds that it was asked to measure for."""
     measured: list[float] = []
 
-    def measure(seconds: float) -> list[Row]:
-        measured.append(seconds)
+    def measure(arguments: argparse.Namespace) -> list[Row]:
+        measured.append(arguments.seconds)
         return [compared("x", 1, [1.0], [2.0])]
 
     monkeypatch.setitem(bench.SUBCOMMANDS, "model", (measure, "a stand-in"))
@@ -84,3 +117,89 @@ def test_networks_that_differ_are_not_compared() -> None:
         setting.check("forward", torch.ones(3), torch.zeros(3), 0.5)
     with pytest.raises(InternalError):
         setting.check("forward", torch.full((3,), float("nan")), torch.zeros(3), 0.5)
+
+
+def test_made_up_images_are_the_same_everywhere_and_as_large_as_real_ones() -> None:
+    def made_up(size: int, quality: int) -> list[bytes]:
+        rng = np.random.default_rng(0)
+        return data_images.made_up(rng, [data_images.canvas(rng, 512)], (size, size), 20, quality)
+
+    small, squares = made_up(32, data_images.SMALL_QUALITY), made_up(256, data_images.PHOTOGRAPH_QUALITY)
+    assert small == made_up(32, data_images.SMALL_QUALITY) and len(set(small)) == 20
+    assert 800 < np.mean([len(file) for file in small]) < 1100, "CIFAR-10's have 920 bytes"
+    assert 15_000 < np.mean([len(file) for file in squares]) < 30_000
+    assert Image.open(io.BytesIO(squares[0])).size == (256, 256)
+
+
+def test_real_images_are_chosen_evenly(tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for i in range(5):
+            (tmp_path / label / f"{i}.jpg").write_bytes(f"{label}{i}".encode())
+    assert data_images.real(tmp_path, 5) == [b"a0", b"a2", b"a4", b"b1", b"b3"]
+    with pytest.raises(ConfigError, match="no JPEG files"):
+        data_images.real(tmp_path / "c", 5)
+
+
+def test_small_images_of_another_size_are_refused(tmp_path: Path) -> None:
+    file = data_images.encode(Image.new("RGB", (33, 32)), 75)
+    with pytest.raises(ConfigError, match="33x32, not 32x32"):
+        data_images.check_sizes(tmp_path, [file])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> data.Place:
+    rng = np.random.default_rng(0)
+    files = data_images.made_up(rng, [data_images.canvas(rng, 256)], (32, 32), 20, 75)
+    made = data.Place(ImageSet("small", 32, 8, files, repeats=3), tmp_path_factory.mktemp("place"))
+    made.make(processes=1)
+    return made
+
+
+def test_a_tree_names_every_image_as_often_as_said(place: data.Place) -> None:
+    paths = sorted(place.tree.glob("*/*.jpg"))
+    assert len(paths) == place.images.num_files == 60
+    assert all(path.name.split("_")[0] == path.parent.name for path in paths)
+    assert sorted(path.read_bytes() for path in paths) == sorted([*place.images.originals] * 3)
+    assert len(list(place.part.glob("*/*.jpg"))) == 6
+
+
+def test_the_loader_is_timed_on_the_images_that_the_peer_sees(place: data.Place) -> None:
+    images, files = data.first_batch(place)
+    decoded = np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])
+    assert len(files) == place.images.batch and set(files) <= set(place.images.originals)
+    np.testing.assert_array_equal(images.numpy(), decoded)
+
+
+def test_memory_is_that_of_this_process_and_those_it_started(place: data.Place) -> None:
+    with place.loader(processes=0) as loader:
+        alone = data.resident_after(loader, steps=1)
+        child = subprocess.Popen(
+            [sys.executable, "-c", "b = bytearray(10**8); print(flush=True); input()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        with child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            together = data.resident_after(loader, steps=1)
+            child.communicate(b"\n")
+    assert 90 < together - alone < 200
+
+
+def test_the_bare_write_is_of_the_same_files_and_labels(place: data.Place, tmp_path: Path) -> None:
+    data_peers.bare_write(place.tree, tmp_path, samples_per_shard=7, processes=2)
+    found = []
+    for path in tmp_path.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+        found += [(members[name[:-3] + "cls"], members[name]) for name in members if name.endswith("jpg")]
+    expected = [(path.parent.name[-1].encode(), path.read_bytes()) for path in place.tree.glob("*/*.jpg")]
+    assert sorted(found) == sorted(expected)
+
+
+def test_the_bare_loop_is_of_all_processes_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_peers, "WARM_UP_S", 0.02)
+    monkeypatch.setattr(data_peers, "WINDOW_S", 0.2)
+    seconds = [data_peers.bare_decode([b""] * 3, lambda _: time.sleep(0.002), processes) for processes in (1, 3)]
+    assert seconds[0] >= 0.002 and 2 < seconds[0] / seconds[1] < 4

@@ -188,7 +188,7 @@ def run(tmp_path: Path, shard_folder: Path, group: Group) -> Callable[..., Simpl
             group=group,
             validation=make_validation(recipe, CLASSES, group),
             checkpointer=SimpleNamespace(exports=("weights",)),
-            observer=Observer(RunDir(str(tmp_path)), recipe, group, console, 8, 0),
+            observer=Observer(RunDir(str(tmp_path)), recipe, group, console, 8, {}),
             console=console,
             step=8,
             commits=2,
