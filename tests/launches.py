@@ -1,14 +1,12 @@
 """Tiny shards and recipes for the tests of real launches."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from support import ROOT, Launcher, rows, train_arguments
+from support import Launcher, make_shards, rows, train_arguments
 
 CLASSES = ("dark", "grey", "light")
 
@@ -46,8 +44,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(64):
             pixels = generator.normal(40 + 80 * level, 20, (8, 8, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / "source" / name / f"{i}.png")
-    command = [sys.executable, "tools/make_shards.py", str(folder / "source"), str(folder / "shards")]
-    subprocess.run([*command, "--samples-per-shard", "50"], cwd=ROOT, check=True, timeout=60)
+    make_shards(folder / "source", folder / "shards", "--samples-per-shard", "50")
     (folder / "diffusion.yaml").write_text(DIFFUSION)
     (folder / "classifier.yaml").write_text(CLASSIFIER)
     return folder

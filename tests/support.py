@@ -34,6 +34,13 @@ class Launcher:
         return out, err
 
 
+def make_shards(source: Path, out: Path, *arguments: str) -> None:
+    """Runs tools/make_shards.py."""
+    command = [sys.executable, "tools/make_shards.py", str(source), str(out), *arguments]
+    # What Python knows of the environment: MPI, once started in this process, has put its own into the real one.
+    subprocess.run(command, cwd=ROOT, env=dict(os.environ), check=True, timeout=60)
+
+
 def train_arguments(workplace: Path, name: str, recipe: str = "diffusion") -> list[str]:
     where = [f"run_dir={workplace / name}", f"data.shards={workplace / 'shards'}"]
     return ["train", str(workplace / f"{recipe}.yaml"), *where]

@@ -1,12 +1,10 @@
 """Training on latents, from arrays to a commit; and that what makes images of it refuses."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from support import ROOT, Launcher, column, train_arguments
+from support import Launcher, column, make_shards, train_arguments
 
 
 def test_a_model_of_latents_is_trained_and_not_taken_for_one_of_images(
@@ -16,8 +14,7 @@ def test_a_model_of_latents_is_trained_and_not_taken_for_one_of_images(
     source.mkdir()
     np.save(source / "latents.npy", np.random.default_rng(0).normal(size=(96, 4, 8, 8)).astype(np.float32))
     np.save(source / "labels.npy", np.arange(96) % 3)
-    command = [sys.executable, "tools/make_shards.py", str(source), str(workplace / "latents")]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=60)
+    make_shards(source, workplace / "latents")
     of_latents = [f"data.shards={workplace / 'latents'}", "data.random_flip=false"]
     taken = ["data.latents=true", "data.latent_scale=0.18", "model.in_channels=4", "train.steps=4"]
     found = train("of-latents", 2, *of_latents, *taken)

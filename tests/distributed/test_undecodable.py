@@ -1,14 +1,12 @@
 """A run on shards with samples that cannot be decoded: the same run on any layout, said aloud, and within a budget."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from support import ROOT, Launcher, column, train_arguments
+from support import Launcher, column, make_shards, train_arguments
 
 SPOILT = ("grey/3.png", "light/40.png")
 
@@ -26,8 +24,7 @@ def spoilt(workplace: Path) -> str:
         content = bytearray((source / name).read_bytes())
         content[content.index(b"IDAT") + 20] ^= 255
         (source / name).write_bytes(content)
-    command = [sys.executable, "tools/make_shards.py", str(source), str(workplace / "spoilt")]
-    subprocess.run([*command, "--samples-per-shard", "40"], cwd=ROOT, check=True, timeout=60)
+    make_shards(source, workplace / "spoilt", "--samples-per-shard", "40")
     return f"data.shards={workplace / 'spoilt'}"
 
 
