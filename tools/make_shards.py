@@ -43,10 +43,20 @@ def _make(arguments: argparse.Namespace, topology: Topology) -> None:
     workers = share_of_cores(topology) if arguments.workers is None else arguments.workers
     if workers < 1:
         raise ConfigError(f"--workers={workers} must be at least 1")
-    say = Console(None, topology.rank).say
     source = sources.open_source(arguments.source, arguments.split, names, arguments.labels)
     share = share_of(topology, os.environ)
-    shards.make(source, arguments.out, arguments.samples_per_shard, arguments.seed, say, made_into, workers, share)
+    console, who = Console(None, rank=0), f"rank {topology.rank}: " if topology.world_size > 1 else ""
+    shards.make(
+        source,
+        arguments.out,
+        arguments.samples_per_shard,
+        arguments.seed,
+        lambda text: console.say(f"{who}{text}"),
+        made_into,
+        workers,
+        share,
+        Console(None, topology.rank).say,
+    )
 
 
 def _treatment(arguments: argparse.Namespace) -> Treatment:

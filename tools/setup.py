@@ -124,9 +124,10 @@ def provide_servers() -> None:
         try:
             run([*npm, "--prefix", str(NODE_MODULES), AZURITE])
         except SetupError as error:
-            say(str(error))
-    if not (NODE_MODULES / "node_modules" / "azurite").is_dir():
-        say("without Azurite (npm) the tests of az:// will be skipped")
+            say(f"{error}\nsetup: tried again the next time; until then the tests of az:// are skipped")
+            return
+    else:
+        say("without Azurite (node and npm) the tests of az:// will be skipped")
     if not found_program("nginx"):
         say("without nginx the tests of https:// will be skipped; as root: apt-get install nginx-light")
     SERVERS_STAMP.write_text(servers_state())

@@ -6,7 +6,7 @@ import numpy as np
 
 from dist_diffusion.data.making import labels as labelling
 from dist_diffusion.data.making import statistics
-from dist_diffusion.data.making.assembly import write_index
+from dist_diffusion.data.making.assembly import UNFINISHED, write_index
 from dist_diffusion.data.making.contents import Contents, Look
 from dist_diffusion.data.making.labels import Given, LabelMap, Labels
 from dist_diffusion.data.making.listing import NO_LABEL_INSIDE
@@ -31,7 +31,13 @@ def make_manifest(
     """
     if files.exists(files.join(folder, MANIFEST)):
         raise DataError(f"{folder} holds a {MANIFEST} already: verify it without --make-manifest, or remove that file")
-    names = [name for name in files.list_names(folder) if name.endswith(".tar")]
+    there = files.list_names(folder)
+    if UNFINISHED in there:
+        raise DataError(
+            f"{folder} holds an unfinished set ({UNFINISHED} says which): run tools/make_shards.py again to finish "
+            f"it, or remove that file to describe the shards that are there"
+        )
+    names = [name for name in there if name.endswith(".tar")]
     if not names:
         raise DataError(f"{folder} holds no .tar files: name the folder in which the shards lie")
     found = sorted(

@@ -51,12 +51,12 @@ def inspect(data: bytes) -> Header:
     frame = jpeg.read_frame(data)
     if frame is not None and not frame.has_exif:
         check_size(frame.width, frame.height)
-        if not _is_complete(data, "JPEG"):
+        if not _is_complete(data, "JPEG", frame):
             raise UndecodableError(CUT_SHORT.format("JPEG"))
         return Header(frame.width, frame.height, "JPEG", frame.mode, 1)
     with _opened(data) as image:
         image_format = image.format or ""
-        if not _is_complete(data, image_format):
+        if not _is_complete(data, image_format, frame):
             raise UndecodableError(CUT_SHORT.format(image_format))
         return Header(*image.size, image_format, image.mode, _orientation(image))
 
@@ -142,12 +142,13 @@ def _orientation(image: Image.Image) -> int:
     if "exif" not in image.info:
         return 1
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        found = int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # a damaged tag says nothing of the pixels
         return 1
+    return found if found in _UPRIGHT else 1
 
 
-def _is_complete(data: bytes, image_format: str) -> bool:
+def _is_complete(data: bytes, image_format: str, frame: jpeg.Frame | None) -> bool:
     """Whether the file's end is there, told without decoding."""
     if image_format == "PNG":
         return data.rfind(b"IEND") > data.rfind(b"IDAT")
@@ -157,5 +158,8 @@ def _is_complete(data: bytes, image_format: str) -> bool:
         return len(data) >= 8 + int.from_bytes(data[4:8], "little")
     if image_format == "BMP":
         return len(data) >= int.from_bytes(data[2:6], "little")
-    # A thumbnail in the header has an end of its own; entropy-coded data hold neither mark.
+    # A thumbnail in the header has an end of its own; entropy-coded data hold neither mark. What a camera appends, such
+    # as a film, holds both by chance.
+    if frame is not None:
+        return data.find(_END_OF_IMAGE, frame.scan) >= 0
     return data.rfind(_END_OF_IMAGE) > data.rfind(_START_OF_SCAN)

@@ -22,12 +22,13 @@ _MODES = {1: "L", 3: "RGB"}
 
 @dataclass(frozen=True)
 class Frame:
-    """Size in pixels, mode, and whether the file says anything of its orientation."""
+    """Size in pixels, mode, whether the file says anything of its orientation, and the byte where its pixels begin."""
 
     width: int
     height: int
     mode: str
     has_exif: bool
+    scan: int
 
 
 def read_frame(data: bytes) -> Frame | None:
@@ -38,7 +39,7 @@ def read_frame(data: bytes) -> Frame | None:
     while place < end and data[place] == 0xFF:
         marker, length = data[place + 1], data[place + 2] << 8 | data[place + 3]
         if marker == _START_OF_SCAN:
-            return None if found is None else Frame(*found, has_exif)
+            return None if found is None else Frame(*found, has_exif, place)
         if marker in _FRAMES:
             bits, height, width, components = struct.unpack_from(">BHHB", data, place + 4)
             if bits != 8 or components not in _MODES or not width or not height:

@@ -36,12 +36,14 @@ def make(
     treatment: Treatment = AS_IS,
     workers: int = 1,
     share: Share = WHOLE,
+    say_progress: Callable[[str], None] | None = None,
 ) -> Manifest | None:
     """Write this share of the source's samples, shuffled by `seed`, as shards into the folder `out`.
 
     Returns the set's manifest, or None while shards of other shares are missing. Where `out` holds that very set,
     nothing is written; where it holds a part of it, what is missing is made; anything else is refused (DataError).
-    Images that cannot be used are left out, said, and listed in the manifest.
+    Images that cannot be used are left out, said, and listed in the manifest. `say_progress` is for how far it is, and
+    by default `say`.
     """
     if samples_per_shard < 1:
         raise ConfigError(f"--samples-per-shard={samples_per_shard} must be at least 1")
@@ -52,7 +54,7 @@ def make(
         return making.existing()
     try:
         making.claim()
-        making.make_shards(workers, share)
+        making.make_shards(workers, share, say_progress or say)
         return making.finish(share)
     except (DataError, StorageError):
         # Another process finished the set, and tidied up, in between.
@@ -110,11 +112,11 @@ class _Making:
             # Of two that begin at once one is first, and the other finds its mark.
             publish.create_exclusive(path, content)
 
-    def make_shards(self, workers: int, share: Share) -> None:
+    def make_shards(self, workers: int, share: Share, say_progress: Callable[[str], None]) -> None:
         """Those of the share that are not there yet."""
         numbers = range(share.index, self._num_shards, share.count)
         total = sum(len(self._positions(number)) for number in numbers)
-        meter = Meter(self._say, total, self._source.kind, share.index)
+        meter = Meter(say_progress, total, self._source.kind, share.index)
         if share.index == 0:
             self._tell_left_out(self._source.unusable)
         try:

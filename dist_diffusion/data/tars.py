@@ -156,10 +156,13 @@ def _about(what: str, kind: bytes, content: bytes, position: int) -> dict[str, s
     found = {}
     try:
         while kind == _PAX and content:
-            length, _, rest = content.partition(b" ")
-            key, _, value = rest[: int(length) - len(length) - 2].partition(b"=")
+            digits, _, rest = content.partition(b" ")
+            length = int(digits)
+            if length <= len(digits):
+                raise ValueError(f"a record of {length} bytes")
+            key, _, value = rest[: length - len(digits) - 2].partition(b"=")
             found[key.decode()] = value.decode("utf-8", "surrogateescape")
-            content = content[int(length) :]
+            content = content[length:]
         return {key: found[key] for key in ("path", "size") if key in found and (key == "path" or int(found[key]) >= 0)}
     except ValueError as error:
         raise DamagedTarError(f"{what} is damaged at byte {position}: {error}; {_ADVICE}") from error

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dist_diffusion.data import manifest as manifests
-from dist_diffusion.data.making import processes, statistics
+from dist_diffusion.data.making import labels, processes, statistics
 from dist_diffusion.data.making.contents import Contents, Look, examine
 from dist_diffusion.data.making.meter import Meter
 from dist_diffusion.data.manifest import INDEX, MANIFEST, Manifest, Shard
@@ -157,7 +157,7 @@ class _Comparison:
             yield f"{self._what}: {INDEX} has a sample at byte {offset}, where the tar has none"
 
     def _is_label(self, text: str | None, label: int) -> bool:
-        return text in (str(label), self._manifest.classes[label])
+        return text is not None and (text == self._manifest.classes[label] or labels.integer(text) == label)
 
     def _is_skipped(self, member: str) -> bool:
         return f"{self._shard.name}/{member}" in self._skipped

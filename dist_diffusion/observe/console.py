@@ -88,10 +88,11 @@ class Console:
 
 def _opened(path: str) -> TextIO:
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    return open(path, "a", buffering=1, encoding="utf-8")
+    return open(path, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
 
 
 def _print(text: str, stream: TextIO) -> None:
-    """Prints above a bar, if one is shown."""
-    tqdm.write(text, file=stream)
+    """Prints above a bar, if one is shown. What the stream cannot hold, as parts of file names, is escaped."""
+    encoding = stream.encoding or "utf-8"
+    tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
     stream.flush()

@@ -29,7 +29,7 @@ Write = Callable[[Path, Path, int, int], None]
 MAKE_SHARDS = Path(__file__).resolve().parents[1] / "make_shards.py"
 NUM_SHARDS = 24
 """Of each set: enough for every worker of webdataset's to have some."""
-SCALED_TOLERANCE = 5.0
+SCALED_TOLERANCE = 3.0
 """Grey levels, the mean over a batch: what decoding at a fraction of the size may differ from halving by boxes."""
 
 

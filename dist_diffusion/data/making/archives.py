@@ -1,6 +1,7 @@
 """Images in one archive that is never unpacked: a tar of class folders, ImageNet's tar of a tar a class, a zip."""
 
 import os
+import struct
 import zipfile
 from array import array
 from collections.abc import Iterator
@@ -32,7 +33,9 @@ def tar(path: str) -> Listing:
             else:
                 _add(listing, offsets, member, member.name)
         for outer, members in zip(inner, pool.map(lambda outer: _inside(path, read, outer), inner), strict=True):
+            _check_one_class(path, outer, members)
             folder = outer.name.removesuffix(".tar")
+            listing.folders.append(folder)
             for member in members:
                 _add(listing, offsets, member, f"{folder}/{member.name.rpartition('/')[2]}")
     return listing
@@ -42,14 +45,18 @@ def zipped(path: str) -> Listing:
     """The files of a zip archive, by its directory."""
     try:
         with files.failures("read", path), zipfile.ZipFile(path) as archive:
-            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-    except zipfile.BadZipFile as error:
+            found = archive.infolist()
+    # A damaged directory fails in Python's own parsers, too.
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         raise DataError(f"archive {path} is damaged or cut short ({error}): restore it or fetch it again") from error
+    entries = [entry for entry in found if not entry.is_dir()]
     reasons = [_reason_against(entry) for entry in entries]
     members = [entry for entry, reason in zip(entries, reasons, strict=True) if not reason]
     # Plain numbers: a ZipInfo of each of a million members would take most of a gigabyte.
     table = np.array([(m.header_offset, m.compress_size, m.CRC, m.compress_type) for m in members], dtype=np.uint64)
     listing = Listing(path, "zip", lambda row: _zip_member(path, listing.sizes[row], *table[row].tolist()))
+    folders = [entry.filename for entry in found if entry.is_dir()]
+    listing.folders = [name.rstrip("/") for name in folders if not _reason_against_name(name)]
     for entry, reason in zip(entries, reasons, strict=True):
         if reason:
             listing.leave_out(entry.filename, reason)
@@ -79,10 +86,21 @@ def _inside(path: str, read: Read, outer: Member) -> list[Member]:
     return list(tars.walk(what, read, outer.offset, outer.offset + outer.size))
 
 
+def _check_one_class(path: str, outer: Member, members: list[Member]) -> None:
+    folders = sorted({member.name.rpartition("/")[0] for member in members if member.is_file})
+    if len(folders) > 1:
+        raise DataError(
+            f"archive {path} holds {outer.name} with several folders in it (such as {', '.join(folders[:2])}): a tar "
+            f"in a tar is one class; take {outer.name} out and name it"
+        )
+
+
 def _add(listing: Listing, offsets: array, member: Member, name: str) -> None:
-    if member.is_folder:
-        return
     reason = _reason_against_name(member.name)
+    if member.is_folder:
+        if not reason:
+            listing.folders.append(name.rstrip("/"))
+        return
     if not member.is_file:
         reason = "it is a link or a device, not a file"
     if reason:

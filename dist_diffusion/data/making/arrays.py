@@ -65,7 +65,7 @@ _kept = lru_cache(maxsize=1)(lambda path: _mapped(path))
 def _mapped(path: str) -> np.ndarray:
     try:
         with files.failures("read", path):
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError) as error:
         raise DataError(f"{path} is no npy array, or is damaged: {error}") from error
 

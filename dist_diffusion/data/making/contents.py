@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from dist_diffusion.data import tars
+from dist_diffusion.data import images, tars
 from dist_diffusion.data.images import UndecodableError
 from dist_diffusion.data.making import npy
 from dist_diffusion.data.making.archives import reading
 from dist_diffusion.data.making.source import MAX_BYTES
 from dist_diffusion.data.making.statistics import ImageTally, LatentTally
-from dist_diffusion.data.making.treatment import Treatment
 from dist_diffusion.data.making.webdatasets import label_text
 from dist_diffusion.data.manifest import INDEX_DTYPE
 from dist_diffusion.data.samples import LATENT, LeftOut, Sample, samples
@@ -52,7 +51,7 @@ class Contents:
     """Without shard number and label."""
     undecodable: dict[int, str] = field(default_factory=dict)
     tally: dict[str, Any] = field(default_factory=dict)
-    """Of those that are not undecodable."""
+    """Of those whose header can be read."""
 
     @property
     def kind(self) -> str | None:
@@ -76,7 +75,7 @@ class _Examination:
     def __init__(self, contents: Contents, read: Read, decode: bool) -> None:
         self._contents = contents
         self._read = read
-        self._treatment = Treatment(decode)
+        self._decode = decode
         self._tally: ImageTally | LatentTally | None = None
         self._rows: list[tuple[int, int, int, int, int]] = []
 
@@ -116,7 +115,10 @@ class _Examination:
         if isinstance(self._tally, LatentTally):
             self._tally.add(npy.decode(data), len(data))
         else:
-            self._tally.add(self._treatment.apply(data, "")[2], len(data))
+            # Before it is decoded, so that looking closer changes no statistics.
+            self._tally.add(images.inspect(data), len(data))
+            if self._decode:
+                images.decode(data)
 
 
 @contextmanager

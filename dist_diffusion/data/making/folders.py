@@ -38,7 +38,8 @@ def class_folders(folder: str, class_names: Sequence[str] | None) -> ListedSourc
                 f"sub-folders are the classes (as .../train); labels of deeper trees come from --labels"
             )
         _add(listing, found)
-    return listings.by_folders(listing, class_names, empty=top.folders)
+    listing.folders = top.folders
+    return listings.by_folders(listing, class_names)
 
 
 def tree(folder: str) -> Listing:

@@ -16,7 +16,8 @@ from dist_diffusion.storage import files
 PREFIX = "prefix"
 LARGEST_LABEL = 999_999
 NO_LABEL = -1
-_INTEGER = re.compile(r"[+-]?\d+")
+# Python itself refuses to read numbers of thousands of digits.
+_INTEGER = re.compile(r"[+-]?\d{1,1000}")
 _HEADINGS = ("label", "class")
 
 
@@ -49,7 +50,7 @@ class LabelMap:
     def unused(self, names: Iterable[str]) -> list[Mapping[str, str]]:
         """Entries for files that there are not: {file, reason}."""
         known = set(names)
-        reason = f"has a label in {self.path}, but there is no such file"
+        reason = f"has a label in {self.path}, but there is no such image"
         return [{"file": name, "reason": reason} for name in self.labels if name not in known]
 
 
@@ -89,16 +90,24 @@ def from_groups(texts: Sequence[str], groups: Iterable[str], names: Sequence[str
     return Labels(values, tuple(ordered if names is None else names))
 
 
+def integer(text: str) -> int | None:
+    """The label that a text gives in digits; None where it is the name of a class."""
+    return int(text) if _INTEGER.fullmatch(text) else None
+
+
 def from_texts(texts: Sequence[str | None], file: Callable[[int], str], names: Sequence[str] | None) -> Labels:
     """Labels that are all integers, or all names of classes; `names` gives integers their names, and names an order.
 
     `file` names the file of a text, for errors.
     """
     given = {text for text in texts if text is not None}
-    if all(_INTEGER.fullmatch(text) for text in given):
+    if all(integer(text) is not None for text in given):
         return _from_integers(texts, given, file, names)
     ordered = sorted(given) if names is None else list(names)
     numbers = {name: number for number, name in enumerate(ordered)}
+    if len(numbers) < len(ordered):
+        twice = next(name for number, name in enumerate(ordered) if numbers[name] != number)
+        raise ConfigError(f"--classes has {twice!r} twice, and the labels are such names: make them two names")
     for position, text in enumerate(texts):
         if text is not None and text not in numbers:
             raise DataError(f"{file(position)} has the label {text!r}, which is none of the {len(ordered)} --classes")

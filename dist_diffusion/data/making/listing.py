@@ -14,7 +14,7 @@ from dist_diffusion.data.making.source import Original, Place, extension_of, why
 from dist_diffusion.data.samples import EXTENSIONS
 from dist_diffusion.errors import DataError
 
-NO_LABEL_INSIDE = 'has no label: neither a number or name in KEY.cls nor "label" or "class" in KEY.json'
+NO_LABEL_INSIDE = 'has no label: neither a number or name in KEY.cls nor "label" or "class" in KEY.json, nor --labels'
 
 
 @dataclass
@@ -30,6 +30,8 @@ class Listing:
     names: list[str] = field(default_factory=list)
     sizes: array = field(default_factory=lambda: array("q"))
     unusable: list[Mapping[str, str]] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    """Also those without files, as far as they are told."""
 
     def add(self, name: str, size: int) -> None:
         """One more file."""
@@ -79,9 +81,9 @@ class ListedSource:
         return state.hexdigest()
 
 
-def by_folders(listing: Listing, class_names: Sequence[str] | None, empty: Sequence[str] = ()) -> ListedSource:
-    """The class is the folder that a file lies in. All class folders must lie side by side; what is above them in an
-    archive does not count. `empty` names class folders without files.
+def by_folders(listing: Listing, class_names: Sequence[str] | None) -> ListedSource:
+    """The class is the folder that a file lies in. All class folders must lie side by side, with images or without;
+    what is above them in an archive does not count.
     """
     rows = usable(listing)
     if not rows:
@@ -95,9 +97,11 @@ def by_folders(listing: Listing, class_names: Sequence[str] | None, empty: Seque
             f"folder a class, or labels with --labels"
         )
     root = "".join(f"{root}/" for root in roots if root)
+    known = {*listing.folders, *(name.rpartition("/")[0] for name in listing.names)} - {""}
+    groups = {folder.removeprefix(root) for folder in known if folder.rpartition("/")[0] == root.rstrip("/")}
     listing.names = [name.removeprefix(root) for name in listing.names]
     texts = [listing.names[row].partition("/")[0] for row in rows]
-    labels = labelling.from_groups(texts, {*texts, *empty}, class_names, listing.where)
+    labels = labelling.from_groups(texts, groups, class_names, listing.where)
     return ListedSource(listing, *_ordered(rows, labels, listing.names))
 
 

@@ -64,7 +64,7 @@ def expanded(pattern: str) -> tuple[str, list[str]]:
     missing = [path for path in paths if not files.exists(path)]
     if missing:
         raise DataError(f"source {pattern}: {len(missing)} of {len(paths)} tars do not exist, such as {missing[0]}")
-    folder = os.path.dirname(pattern)
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
     return folder, [os.path.relpath(path, folder or ".") for path in paths]
 
 
@@ -94,7 +94,7 @@ def label_text(sample: Sample, read: Read) -> str | None:
         return None
     try:
         content = json.loads(_content(sample, "json", read))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     found = [content[key] for key in LABEL_KEYS if isinstance(content, dict) and key in content]
     known = found and isinstance(found[0], int | str) and not isinstance(found[0], bool)

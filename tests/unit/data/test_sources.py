@@ -14,6 +14,7 @@ import pytest
 import webdataset
 
 from dist_diffusion.data import manifest, png, shards, sources
+from dist_diffusion.data.making.listing import NO_LABEL_INSIDE
 from dist_diffusion.data.making.source import Source
 from dist_diffusion.data.manifest import Manifest
 from dist_diffusion.errors import ConfigError, DataError
@@ -106,6 +107,24 @@ def test_tars_beside_the_folders_that_they_unpacked_to(class_tree: Path, tmp_pat
     assert _make(source, tmp_path / "out").checksum == expected
 
 
+def test_class_folders_without_an_image_are_classes_in_archives_too(own_class_tree: Path, tmp_path: Path) -> None:
+    (own_class_tree / "aardvark").mkdir()
+    (own_class_tree / "bat").mkdir()
+    (own_class_tree / "bat" / "notes.txt").write_text("none yet")
+    shutil.make_archive(str(tmp_path / "a"), "zip", own_class_tree.parent, own_class_tree.name)
+    shutil.make_archive(str(tmp_path / "b"), "tar", own_class_tree)
+    (tmp_path / "c.tar").write_bytes(_tar_of_tars(own_class_tree))
+    for path in (own_class_tree, tmp_path / "a.zip", tmp_path / "b.tar", tmp_path / "c.tar"):
+        assert sources.open_source(str(path)).classes == ("aardvark", "ant", "bat", "bee", "cat")
+
+
+def test_a_tar_of_tars_of_several_classes(tmp_path: Path) -> None:
+    (tmp_path / "all.tar").write_bytes(_tar({"train.tar": _tar({"ant/0.png": b"x", "bee/0.png": b"y"})}))
+    message = r"all\.tar holds train\.tar with several folders in it \(such as ant, bee\).*take train\.tar out"
+    with pytest.raises(DataError, match=message):
+        sources.open_source(str(tmp_path / "all.tar"))
+
+
 def test_a_zip_behind_another_file(class_tree: Path, tmp_path: Path, expected: str) -> None:
     path = _zip(tmp_path / "train.zip", _files(class_tree), zipfile.ZIP_DEFLATED)
     path.write_bytes(b"a program that unpacks itself" + path.read_bytes())
@@ -147,7 +166,7 @@ def test_a_webdataset_with_labels_from_a_map_or_its_names(class_tree: Path, tmp_
     assert sources.open_source(str(folder), labels_from="prefix").classes == CLASSES
     source = sources.open_source(str(folder), labels_from=str(tmp_path / "labels.json"))
     assert len(source) == 5
-    assert _left_out(source)["ant_0002.jpeg"] == f"has a label in {tmp_path}/labels.json, but there is no such file"
+    assert _left_out(source)["ant_0002.jpeg"] == f"has a label in {tmp_path}/labels.json, but there is no such image"
     assert _left_out(source)["s-000.tar/ant_0002.JPEG"] == f"has no label in {tmp_path}/labels.json"
 
 
@@ -157,7 +176,12 @@ def test_a_webdataset_by_brace_notation(tmp_path: Path) -> None:
     source = sources.open_source(f"{folder}/s-{{000,008}}.tar")
     assert [source[i].name for i in (0, 8, 15)] == ["s-000.tar/000.png", "s-008.tar/008.png", "s-008.tar/015.png"]
     assert len(source) == 16
-    with pytest.raises(DataError, match=r"2 of 3 tars do not exist, such as .*/s-017\.tar"):
+    (tmp_path / "wds2").mkdir()
+    (folder / "s-016.tar").rename(tmp_path / "wds2" / "s-016.tar")
+    source = sources.open_source(f"{tmp_path}/{{wds/s-000,wds2/s-016}}.tar")
+    assert [source[i].name for i in (0, 8)] == ["wds/s-000.tar/000.png", "wds2/s-016.tar/016.png"]
+    assert source[8].place.read() == samples[16]["png"]
+    with pytest.raises(DataError, match=r"3 of 3 tars do not exist, such as .*/s-016\.tar"):
         sources.open_source(f"{folder}/s-{{016..018}}.tar")
 
 
@@ -170,14 +194,22 @@ def test_a_webdatasets_odd_members_are_named_and_left_out(tmp_path: Path) -> Non
     source = sources.open_source(str(folder))
     assert [source[i].name for i in range(len(source))] == ["a.tar/0.jpg"]
     assert _left_out(source) == {
-        "a.tar/1.jpg": 'has no label: neither a number or name in KEY.cls nor "label" or "class" in KEY.json',
+        "a.tar/1.jpg": NO_LABEL_INSIDE,
         "a.tar/2": "it has no image (gif, jpeg, jpg, png, webp) and no npy",
         "a.tar/3": "it has more than one image (jpg, png)",
         "a.tar/../4.cls": "its name leads out of the archive's folder",
         "a.tar/../4.jpg": "its name leads out of the archive's folder",
         "a.tar//5.jpg": "its name is absolute",
-        "a.tar/6.jpg": 'has no label: neither a number or name in KEY.cls nor "label" or "class" in KEY.json',
+        "a.tar/6.jpg": NO_LABEL_INSIDE,
     }
+
+
+def test_labels_that_would_exhaust_their_parsers(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(_tar({"0.json": b"[" * 200_000, "0.jpg": b"j", "1.cls": b"1", "1.jpg": b"j"}))
+    source = sources.open_source(str(tmp_path))
+    assert [source[i].name for i in range(len(source))] == ["a.tar/1.jpg"]
+    (tmp_path / "a.tar").write_bytes(_tar({"0.cls": b"1" * 5000, "0.jpg": b"j"}))
+    assert len(sources.open_source(str(tmp_path)).classes[0]) == 5000
 
 
 def test_labels_from_names_of_files_in_any_folders(class_tree: Path, tmp_path: Path) -> None:
@@ -236,7 +268,7 @@ def test_files_without_a_label_and_labels_without_a_file(class_tree: Path, tmp_p
     source = sources.open_source(str(class_tree), labels_from=str(path))
     assert _left_out(source) == {
         "ant/0000.jpg": f"has no label in {path}",
-        "ant/no-such.png": f"has a label in {path}, but there is no such file",
+        "ant/no-such.png": f"has a label in {path}, but there is no such image",
     }
     path.write_text(json.dumps(labels | {"ant/0001.png": 7}))
     with pytest.raises(
@@ -314,6 +346,15 @@ def test_a_zips_bad_member_is_named_and_left_out(
     (entry,) = made.skipped
     assert entry["file"] == "ant/0000.jpg"
     assert entry["reason"] == reason.replace("\\", "")
+
+
+@pytest.mark.parametrize("change", [_set(6, "<H", 99), _set(8, "<H", 0x800)])
+def test_a_zip_with_a_damaged_directory(tmp_path: Path, change: Callable[[bytearray, int], None]) -> None:
+    path = _zip(tmp_path / "a.zip", {"ant/_.png": b"x"}, zipfile.ZIP_STORED)
+    path.write_bytes(path.read_bytes().replace(b"ant/_", b"ant/\xff"))
+    _spoil_zip(path, change)
+    with pytest.raises(DataError, match=r"archive .*/a\.zip is damaged or cut short \(.*\): restore it"):
+        sources.open_source(str(path))
 
 
 def test_a_bomb_in_a_zip_is_not_unpacked(own_class_tree: Path, tmp_path: Path) -> None:
@@ -434,9 +475,11 @@ def test_arrays_that_are_none(tmp_path: Path, latents: np.ndarray, labels: list,
     np.save(tmp_path / "labels.npy", np.array(labels))
     with pytest.raises(DataError, match=message):
         sources.open_source(str(tmp_path))
-    (tmp_path / "latents.npy").write_bytes(b"nothing")
-    with pytest.raises(DataError, match=r"latents\.npy is no npy array, or is damaged"):
-        sources.open_source(str(tmp_path))
+    np.savez(tmp_path / "archive.npz", latents=latents)
+    for content in (b"nothing", (tmp_path / "archive.npz").read_bytes()):
+        (tmp_path / "latents.npy").write_bytes(content)
+        with pytest.raises(DataError, match=r"latents\.npy is no npy array, or is damaged"):
+            sources.open_source(str(tmp_path))
 
 
 def test_labels_where_a_source_has_its_own(tmp_path: Path) -> None:

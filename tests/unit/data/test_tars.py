@@ -121,6 +121,15 @@ def test_a_changed_header_is_told_from_a_cut() -> None:
         _walk(bytes(data))
 
 
+@pytest.mark.parametrize("record", [b"0 path=a\n", b"-9 path=a\n", b"1 path=a\n", b"x path=a\n"])
+def test_a_pax_record_of_no_length_ends_in_an_error(record: bytes) -> None:
+    info = tarfile.TarInfo("about")
+    info.type, info.size = tarfile.XHDTYPE, len(record)
+    data = info.tobuf(tarfile.USTAR_FORMAT) + record.ljust(tars.BLOCK, b"\0") + _written(FILES)
+    with pytest.raises(DamagedTarError, match="damaged at byte 512: "):
+        _walk(data)
+
+
 @pytest.mark.parametrize(("mode", "name"), [("w:gz", "gzip"), ("w:bz2", "bzip2"), ("w:xz", "xz")])
 def test_a_compressed_tar_is_named_so(mode: str, name: str) -> None:
     stream = io.BytesIO()

@@ -341,6 +341,34 @@ def test_shards_of_two_kinds(orphans: Path) -> None:
     assert _problems(orphans) == []
 
 
+def test_what_only_decoding_finds_is_left_out_and_verifies_with_and_without_it(orphans: Path) -> None:
+    path = orphans / SECOND
+    content = _content(path)
+    number = next(i for i, (name, _) in enumerate(content) if name.endswith(".png"))
+    data = bytearray(content[number][1])
+    data[len(data) // 2] ^= 0xFF
+    content[number] = (content[number][0], bytes(data))
+    _rewrite(path, content)
+    found, _ = adopt.make_manifest(str(orphans), None, None, True, 1, lambda _: None)
+    assert found is not None and [entry["file"] for entry in found.skipped] == [f"{SECOND}/{content[number][0]}"]
+    assert _problems(orphans, decode=False) == _problems(orphans, decode=True) == []
+
+
+def test_labels_with_leading_zeros_are_the_numbers(orphans: Path) -> None:
+    path = orphans / SECOND
+    _rewrite(path, [(name, b"00" + data if name.endswith("cls") else data) for name, data in _content(path)])
+    found, _ = _adopt(orphans)
+    assert found is not None and found.class_counts == (20, 20, 20)
+    assert _problems(orphans) == []
+
+
+def test_an_unfinished_set_gets_no_manifest(orphans: Path) -> None:
+    (orphans / "UNFINISHED").write_text("{}")
+    with pytest.raises(DataError, match=r"holds an unfinished set \(UNFINISHED says which\): run tools/make"):
+        _adopt(orphans)
+    assert not (orphans / "index.npy").exists()
+
+
 def test_a_folder_without_tars(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no \.tar files"):
         _adopt(tmp_path)

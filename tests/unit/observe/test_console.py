@@ -34,6 +34,15 @@ def test_a_line_is_in_the_log_before_the_process_dies_and_is_appended(tmp_path):
     assert [line.split(": ")[1] for line in path.read_text().splitlines()] == ["first", "second"]
 
 
+def test_a_name_that_is_no_text_is_shown_escaped(tmp_path, capsys):
+    name = os.fsdecode(b"\xff.png")
+    console = Console(str(tmp_path / "rank-0.log"), 0)
+    console.say(name)
+    console.close()
+    assert capsys.readouterr().out == "\\udcff.png\n"
+    assert (tmp_path / "rank-0.log").read_text().endswith(r": \udcff.png" + "\n")
+
+
 def test_errors_go_to_stderr_from_any_rank(tmp_path, capsys):
     Console(None, 3).error("broken")
     captured = capsys.readouterr()

@@ -48,6 +48,13 @@ def test_labels_that_are_none(texts: list[str], names: list[str] | None, message
         labels.from_texts(texts, _file, names)
 
 
+def test_names_given_twice_are_for_integers_only() -> None:
+    """ImageNet has two classes called crane."""
+    assert labels.from_texts(["0", "1"], _file, ["crane", "crane"]).classes == ("crane", "crane")
+    with pytest.raises(ConfigError, match="--classes has 'crane' twice, and the labels are such names"):
+        labels.from_texts(["crane"], _file, ["crane", "crane"])
+
+
 def test_prefixes_as_guided_diffusion_reads_them() -> None:
     found = labels.of_names(["a/dog_1_2.png", "cat_3.png", "b_c/dog.png"], [], "prefix", None, "here")
     assert found.classes == ("cat", "dog", "dog.png")
