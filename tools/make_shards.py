@@ -43,6 +43,7 @@ def _make(arguments: argparse.Namespace, topology: Topology) -> None:
     workers = share_of_cores(topology) if arguments.workers is None else arguments.workers
     if workers < 1:
         raise ConfigError(f"--workers={workers} must be at least 1")
+    _check_out(arguments.source, arguments.out)
     source = sources.open_source(arguments.source, arguments.split, names, arguments.labels)
     share = share_of(topology, os.environ)
     console, who = Console(None, rank=0), f"rank {topology.rank}: " if topology.world_size > 1 else ""
@@ -57,6 +58,12 @@ def _make(arguments: argparse.Namespace, topology: Topology) -> None:
         share,
         Console(None, topology.rank).say,
     )
+
+
+def _check_out(source: str, out: str) -> None:
+    """ConfigError where the shards would become a part of what they are made from."""
+    if "://" not in out and Path(os.path.realpath(source)) in Path(os.path.realpath(out), "shard").parents:
+        raise ConfigError(f"OUT={out} lies inside SOURCE={source}: choose a folder beside it")
 
 
 def _treatment(arguments: argparse.Namespace) -> Treatment:

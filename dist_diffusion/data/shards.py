@@ -110,7 +110,11 @@ class _Making:
             publish.write_bytes(path, content)
         else:
             # Of two that begin at once one is first, and the other finds its mark.
-            publish.create_exclusive(path, content)
+            try:
+                publish.create_exclusive(path, content)
+            except StorageError:
+                # A bucket that is mounted as a folder has no hard links.
+                publish.write_bytes(path, content)
 
     def make_shards(self, workers: int, share: Share, say_progress: Callable[[str], None]) -> None:
         """Those of the share that are not there yet."""

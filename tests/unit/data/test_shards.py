@@ -1,3 +1,4 @@
+import errno
 import gzip
 import os
 import shutil
@@ -173,6 +174,17 @@ def test_a_changed_source_is_another_set(made: Manifest, class_tree: Path, tmp_p
     (changed / "ant" / "0000.jpg").rename(changed / "bee" / "9999.jpg")
     with pytest.raises(DataError, match="holds another set"):
         _make(changed, Path(made.folder))
+
+
+def test_a_mounted_bucket_will_do(class_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no hard links."""
+
+    def link(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "link", link)
+    source = sources.open_source(str(class_tree))
+    assert shards.make(source, str(tmp_path / "out"), 17, seed=0, say=lambda _: None).num_samples == 60
 
 
 def test_a_folder_of_other_things_is_left_alone(class_tree: Path, tmp_path: Path) -> None:

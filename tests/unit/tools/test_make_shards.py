@@ -184,6 +184,13 @@ def test_it_ends_with_one_message(arguments: list[str], message: str, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("out", ["", "shards", "a/shards"])
+def test_out_is_not_inside_of_source(tree: Path, out: str) -> None:
+    done = _tool(tree, tree / out)
+    assert done.returncode == 2 and "lies inside SOURCE" in done.stderr
+    assert not (tree / "shards").exists()
+
+
 def test_interrupted_it_says_how_to_go_on(tree: Path, tmp_path: Path) -> None:
     process = _start(tree, tmp_path / "out", "--samples-per-shard", "1", "--workers", "2")
     _wait(lambda: (tmp_path / "out" / "UNFINISHED").exists(), "nothing was begun")
