@@ -14,6 +14,7 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 _BLOCK = 1 << 16
+_DRAIN_SECONDS = 0.5
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "proxy-connection"}
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -199,6 +200,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.proxy.closing.wait(fault.seconds)
             return False
         if fault.action == "reset":
+            # A reset throws away what has arrived and is not read yet: the client gets the time to read it.
+            self.proxy.closing.wait(_DRAIN_SECONDS if fault.at else 0)
             self._break()
         else:
             self.close_connection = True
