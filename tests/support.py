@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -32,6 +35,15 @@ class Launcher:
         out, err = process.communicate()
         assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
         return out, err
+
+
+def write_class_tree(folder: Path, num_images: int, size: int) -> Path:
+    """Classes a and b of PNGs of noise, in turn."""
+    pixels = np.random.default_rng(0).integers(0, 256, size=(num_images, size, size, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        (folder / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / "ab"[i % 2] / f"{i:04d}.png")
+    return folder
 
 
 def make_shards(source: Path, out: Path, *arguments: str) -> None:

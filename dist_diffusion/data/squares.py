@@ -24,7 +24,7 @@ def square(data: bytes, size: int, crop: Crop | None) -> Image.Image:
     frame = images.upright_frame(data)
     if frame is not None and min(frame.width, frame.height) >= 2 * side:
         return _square_of_fraction(data, frame, side, size, crop)
-    image = images.decode(data)
+    image = images.decode(data) if frame is None else images.decode_frame(data, frame, 1)
     return fit(image, size) if crop is None else random_crop(image, size, crop)
 
 

@@ -1,6 +1,7 @@
 """Ranks that decide together, so that none goes on where another cannot."""
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -9,6 +10,8 @@ from torch import distributed as dist
 
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.errors import PEER_LOST, DistDiffusionError, PeerLostError
+
+POLL_S = 0.05
 
 Result = TypeVar("Result")
 Params = ParamSpec("Params")
@@ -49,6 +52,12 @@ def any_of(group: Group, flags: Sequence[bool]) -> list[bool]:
     values = torch.tensor([int(flag) for flag in flags], dtype=torch.int32)
     dist.all_reduce(values, op=dist.ReduceOp.MAX, group=group.control)
     return [bool(value) for value in values.tolist()]
+
+
+def wait_for_all(group: Group, is_done: Callable[[], bool]) -> None:
+    """Until it is done in every rank. In short rounds: it may take longer than a collective is allowed to."""
+    while any_of(group, [not is_done()])[0]:
+        time.sleep(POLL_S)
 
 
 @peers_may_leave

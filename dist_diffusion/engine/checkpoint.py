@@ -14,11 +14,10 @@ from typing import Any
 
 from dist_diffusion.config.load import to_dict
 from dist_diffusion.config.schema import TrainRecipe
-from dist_diffusion.distributed.agreement import any_of, broadcast, on_rank_zero, together
+from dist_diffusion.distributed.agreement import broadcast, on_rank_zero, together, wait_for_all
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.engine import slices, state
 from dist_diffusion.engine.commit import (
-    POLL_S,
     Job,
     await_ranks,
     exported_averages,
@@ -95,9 +94,7 @@ class Checkpointer:
     def settle(self) -> Outcome:
         """Waits for the save in flight and agrees on its outcome: all ranks call it together."""
         assert self._thread is not None
-        # Short rounds: a commit may take longer than a collective is allowed to.
-        while any_of(self.group, [self._outcome is None])[0]:
-            time.sleep(POLL_S)
+        wait_for_all(self.group, lambda: self._outcome is not None)
         self._thread.join()
         self._thread = None
         outcome = broadcast(self.group, self._outcome)

@@ -1,11 +1,9 @@
 """How a start ended, as a file: launchers change exit codes, and the first failure must be the one that is told."""
 
 import json
-import os
 import secrets
 import socket
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 
@@ -77,8 +75,7 @@ def read(path: str) -> Verdict | None:
 
 def clear(path: str) -> None:
     """Removes a verdict, if there is one: a new start begins."""
-    with files.failures("remove", path), suppress(FileNotFoundError):
-        os.remove(path)
+    publish.remove(path)
 
 
 def _encode(verdict: Verdict) -> bytes:

@@ -1,13 +1,11 @@
 """How a run runs: batch after batch, observe, commit when due, stop when agreed."""
 
-import time
-
 import torch
 
 from dist_diffusion.data.loader import Batch
 from dist_diffusion.data.replacement import HOW_TO_FIND_ALL
 from dist_diffusion.diffusion.timesteps import LossHistory
-from dist_diffusion.distributed.agreement import any_of, gather, sum_of
+from dist_diffusion.distributed.agreement import gather, sum_of, wait_for_all
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.engine.ds_config import micro_batch
 from dist_diffusion.engine.engine import StepResult
@@ -23,14 +21,13 @@ from dist_diffusion.tasks.task import Log, TaskBatch, added
 from dist_diffusion.training.looks import look_at, put_off
 from dist_diffusion.training.state import Run
 
-POLL_S = 0.05
-
 
 def run_loop(run: Run) -> None:
     """Trains from run.step to train.steps and commits the end. Raises StoppedError after an agreed stop."""
     recipe = run.recipe
     if run.step < recipe.train.steps:
-        await_first_batch(run)
+        # The first shards of a remote set may take long to arrive.
+        wait_for_all(run.group, lambda: run.loader.is_ready)
     while run.step < recipe.train.steps:
         batch = next(run.loader)
         result, log = train_step(run, batch)
@@ -48,12 +45,6 @@ def run_loop(run: Run) -> None:
                     f"stopped at step {run.step} as asked; the state is saved: run the same command again"
                 )
     finish(run)
-
-
-def await_first_batch(run: Run) -> None:
-    """In short rounds: shards may take longer to arrive than a collective is allowed to."""
-    while any_of(run.group, [not run.loader.is_ready])[0]:
-        time.sleep(POLL_S)
 
 
 def train_step(run: Run, batch: Batch) -> tuple[StepResult, Log]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from faults.proxy import Fault
 from faults.servers import Service
-from PIL import Image
+from support import write_class_tree
 
 from dist_diffusion.data import adopt, manifest, shards, sources, verify
 from dist_diffusion.data.making.share import WHOLE, Share
@@ -17,12 +17,7 @@ from dist_diffusion.storage import files, publish
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> str:
     """2 classes of 15 images."""
-    folder = tmp_path_factory.mktemp("tree")
-    pixels = np.random.default_rng(0).integers(0, 256, size=(30, 16, 16, 3), dtype=np.uint8)
-    for i, image in enumerate(pixels):
-        (folder / "ab"[i % 2]).mkdir(exist_ok=True)
-        Image.fromarray(image).save(folder / "ab"[i % 2] / f"{i:04d}.png")
-    return str(folder)
+    return str(write_class_tree(tmp_path_factory.mktemp("tree"), 30, 16))
 
 
 @pytest.fixture(autouse=True)

@@ -46,7 +46,8 @@ def zipped(path: str) -> Listing:
     try:
         with files.failures("read", path), zipfile.ZipFile(path) as archive:
             found = archive.infolist()
-    # A damaged directory fails in Python's own parsers, too.
+    # What zipfile itself raises, for a version of the format that it does not know NotImplementedError; and what its
+    # parsers of a damaged directory let through.
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         raise DataError(f"archive {path} is damaged or cut short ({error}): restore it or fetch it again") from error
     entries = [entry for entry in found if not entry.is_dir()]

@@ -223,16 +223,22 @@ def test_undecodable_samples_are_listed_one_and_all(made: Manifest) -> None:
     assert found[0].startswith(f"shard {path}: sample {content[1][0]} cannot be decoded: ")
 
 
-def test_decoding_finds_more(made: Manifest) -> None:
-    path = Path(made.folder, SECOND)
+def _spoil_a_png(path: Path) -> str:
+    """Changes the first PNG so that only decoding tells; gives its name."""
     content = _content(path)
     number = next(i for i, (name, _) in enumerate(content) if name.endswith(".png"))
-    data = bytearray(content[number][1])
+    name, data = content[number][0], bytearray(content[number][1])
     data[len(data) // 2] ^= 0xFF
-    content[number] = (content[number][0], bytes(data))
+    content[number] = (name, bytes(data))
     _rewrite(path, content)
+    return name
+
+
+def test_decoding_finds_more(made: Manifest) -> None:
+    path = Path(made.folder, SECOND)
+    name = _spoil_a_png(path)
     assert not any("cannot be decoded" in problem for problem in _problems(made.folder))
-    assert any(f"{content[number][0]} cannot be decoded" in problem for problem in _problems(made.folder, decode=True))
+    assert any(f"{name} cannot be decoded" in problem for problem in _problems(made.folder, decode=True))
 
 
 def test_workers_find_the_same(made: Manifest) -> None:
@@ -343,14 +349,9 @@ def test_shards_of_two_kinds(orphans: Path) -> None:
 
 def test_what_only_decoding_finds_is_left_out_and_verifies_with_and_without_it(orphans: Path) -> None:
     path = orphans / SECOND
-    content = _content(path)
-    number = next(i for i, (name, _) in enumerate(content) if name.endswith(".png"))
-    data = bytearray(content[number][1])
-    data[len(data) // 2] ^= 0xFF
-    content[number] = (content[number][0], bytes(data))
-    _rewrite(path, content)
+    name = _spoil_a_png(path)
     found, _ = adopt.make_manifest(str(orphans), None, None, True, 1, lambda _: None)
-    assert found is not None and [entry["file"] for entry in found.skipped] == [f"{SECOND}/{content[number][0]}"]
+    assert found is not None and [entry["file"] for entry in found.skipped] == [f"{SECOND}/{name}"]
     assert _problems(orphans, decode=False) == _problems(orphans, decode=True) == []
 
 

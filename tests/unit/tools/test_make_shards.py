@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from support import write_class_tree
 
 from dist_diffusion.data import manifest
 
@@ -82,12 +81,7 @@ def _kill(process: subprocess.Popen[str], out: Path, finished: int) -> None:
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """2 classes of 100 images."""
-    folder = tmp_path_factory.mktemp("tree")
-    pixels = np.random.default_rng(0).integers(0, 256, size=(200, 24, 24, 3), dtype=np.uint8)
-    for i, image in enumerate(pixels):
-        (folder / "ab"[i % 2]).mkdir(exist_ok=True)
-        Image.fromarray(image).save(folder / "ab"[i % 2] / f"{i:04d}.png")
-    return folder
+    return write_class_tree(tmp_path_factory.mktemp("tree"), 200, 24)
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from support import write_class_tree
 
 from dist_diffusion.data import manifest, shards, sources
 
@@ -21,11 +20,8 @@ def _tool(*arguments: str | Path) -> subprocess.CompletedProcess:
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     """2 classes of 10 images, in shards of 8."""
-    pixels = np.random.default_rng(0).integers(0, 256, size=(20, 16, 16, 3), dtype=np.uint8)
-    for i, image in enumerate(pixels):
-        (tmp_path / "tree" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(tmp_path / "tree" / "ab"[i % 2] / f"{i:04d}.png")
-    shards.make(sources.open_source(str(tmp_path / "tree")), str(tmp_path / "set"), 8, seed=0, say=lambda _: None)
+    tree = write_class_tree(tmp_path / "tree", 20, 16)
+    shards.make(sources.open_source(str(tree)), str(tmp_path / "set"), 8, seed=0, say=lambda _: None)
     return tmp_path / "set"
 
 
