@@ -77,6 +77,12 @@ class PeerLostError(DistDiffusionError):
     exit_code = PLEASE_REQUEUE
 
 
+class DriftError(DistDiffusionError):
+    """A rank's replica of the weights is no longer the others': run the same command again, from the last commit."""
+
+    exit_code = PLEASE_REQUEUE
+
+
 class StoppedError(DistDiffusionError):
     """A signal asked for a stop; the state is saved: run the same command again."""
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,11 @@ TASKS: dict[str, type] = {
     "super_resolution": SuperResolutionRecipe,
 }
 MAX_BASES = 16
+RENAMED: tuple[tuple[str, str, Callable[[Any], dict[str, Any]]], ...] = (
+    ("objective", "sigma_data", lambda value: {"diffusion": {"sigma_data": value}}),
+    ("optim", "anneal", lambda value: {"optim": {"decay": "linear" if value else "none"}}),
+)
+"""Sections and keys of earlier versions, and what they are today."""
 
 
 def load(schema: type[Recipe], path: str, overrides: Sequence[str]) -> Recipe:
@@ -57,12 +62,14 @@ def from_dict(content: dict[str, Any], source: str) -> TrainRecipe:
 
 
 def _in_todays_keys(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The content in layers, for which today's diffusion.sigma_data was once objective.sigma_data."""
-    objective = content.get("objective")
-    if not isinstance(objective, dict) or "sigma_data" not in objective:
-        return [content]
-    kept = {key: value for key, value in objective.items() if key != "sigma_data"}
-    return [{**content, "objective": kept}, {"diffusion": {"sigma_data": objective["sigma_data"]}}]
+    """The content in layers, a later one for each key that had another name once."""
+    layers = [dict(content)]
+    for section, key, todays in RENAMED:
+        before = layers[0].get(section)
+        if isinstance(before, dict) and key in before:
+            layers[0][section] = {name: value for name, value in before.items() if name != key}
+            layers.append(todays(before[key]))
+    return layers
 
 
 def to_dict(recipe: Any) -> dict[str, Any]:

@@ -20,9 +20,13 @@ PROTECTED = (
     "model",
     "objective",
     "train.global_batch",
-    "ema",
+    "ema.decays",
+    "ema.stds",
 )
 """With the manifest's checksum, what makes a run this run (data.shards may move: the manifest tells)."""
+
+
+ALLOW = "allow_config_change"
 
 
 class Change(NamedTuple):
@@ -40,7 +44,7 @@ def changes(before: TrainRecipe, now: TrainRecipe) -> list[Change]:
     """Every key that differs, in the recipe's order."""
     old, new = flatten(to_dict(before)), flatten(to_dict(now))
     keys = list(dict.fromkeys([*old, *new]))
-    return [Change(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+    return [Change(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key) and key != ALLOW]
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -52,12 +56,12 @@ def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def refuse_protected(changed: list[Change], checkpoint: str) -> None:
-    """CheckpointError that lists every protected key that differs from the checkpoint's."""
+def refuse_protected(changed: list[Change], checkpoint: str, allow: bool) -> None:
+    """CheckpointError that lists every protected key that differs from the checkpoint's, unless that is allowed."""
     wrong = [c for c in changed if any(c.key == p or c.key.startswith(f"{p}.") for p in PROTECTED)]
-    if wrong:
+    if wrong and not allow:
         listed = "; ".join(map(str, wrong))
         raise CheckpointError(
             f"{checkpoint} is of another run, the recipe differs in {listed}. "
-            "Give the recipe it was made with, or another run_dir"
+            f"Give the recipe it was made with, or another run_dir; to go on all the same, {ALLOW}=true"
         )

@@ -49,12 +49,16 @@ class TrainOptions:
     micro_batch: int | None = None
     """Samples of one forward pass on one rank; None is the rank's whole share."""
     log_every: int = 100
+    dry_run: bool = True
+    """Before step 0: a step, a preview's batch and a checkpoint, all undone, to find out whether they fit."""
 
 
 @dataclass(frozen=True)
 class OptimOptions:
-    """AdamW and its learning-rate schedule, in images seen."""
+    """The optimizer and its learning-rate schedule, in images seen."""
 
+    name: Literal["adamw", "adam"] = "adamw"
+    """How weight_decay acts: on the weights themselves (adamw), or through the gradients (adam)."""
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -62,15 +66,24 @@ class OptimOptions:
     clip_norm: float = 0.0
     """Largest gradient norm; 0 does not clip."""
     warmup_images: int = 0
-    anneal: bool = False
-    """Linear decay to zero at train.steps."""
+    """Over which the rate rises linearly."""
+    decay: Literal["none", "linear", "cosine", "inverse_sqrt"] = "none"
+    """linear and cosine reach zero at train.steps; inverse_sqrt is lr / sqrt(images / decay_from_images)."""
+    decay_from_images: int = 0
+    """Where the decay begins."""
 
 
 @dataclass(frozen=True)
 class EmaOptions:
-    """Exponential moving averages of the weights, named ema_0, ema_1, ... in this order."""
+    """Moving averages of the weights, kept in fp32 where the weights' masters are."""
 
     decays: tuple[float, ...] = ()
+    """Exponential ones, named ema_0, ema_1, ... in this order."""
+    stds: tuple[float, ...] = ()
+    """Power-function profiles by their relative width (arXiv 2312.02696), named std_0.05, ...; of two of them any other
+    width can be made afterwards: `export RUN ema.std=0.07`."""
+    snapshot_every_commits: int = 1
+    """Every so many commits leave the profiles in RUN/averages, from which other widths are made."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +91,27 @@ class EngineOptions:
     """How the state is sharded and in which precision it is computed."""
 
     zero_stage: int = 1
-    precision: Literal["fp32", "bf16", "autocast"] = "fp32"
+    precision: Literal["fp32", "bf16", "autocast", "fp16"] = "fp32"
+    loss_scale: int = 65536
+    """Of fp16, at the start: a power of 2. Halved at each overflow, doubled after loss_scale_window steps without."""
+    loss_scale_floor: int = 1
+    """Overflows at this scale are non-finite steps."""
+    loss_scale_window: int = 1000
+    offload_optimizer: bool = False
+    """Keep masters, moments and averages in host memory, and update them there: less GPU memory, slower."""
     recompute: bool = False
     """Keep only the blocks' inputs for the backward pass and compute the rest again: less memory, more time."""
+    compile: bool = False
+    """torch.compile of each block: faster steps after a slow first one."""
     deterministic: bool = False
     """Deterministic kernels on GPUs (slower): needed there for a bitwise resume."""
     max_nonfinite_steps: int = 10
     """Consecutive non-finite steps after which the run ends."""
-    timeout_s: float = 600.0
+    drift_check_every: int = 1000
+    """Steps between comparisons of the ranks' replicas of the weights; 0 never."""
+    peak_tflops: float | None = None
+    """Of one rank's device at this precision, for the column mfu; None: known GPUs have theirs, others none."""
+    timeout_s: float = 1800.0
     """How long a collective may take before a peer counts as lost."""
 
 
@@ -103,8 +129,30 @@ class CheckpointOptions:
     every: int = 10_000
     keep: int = 2
     """Newest commits kept; 0 keeps all."""
+    keep_every: int | None = None
+    """Commits of steps that this divides are kept for ever."""
+    best: str | None = None
+    """A column of validation.jsonl, as loss or accuracy: the commit that is best by it is kept, too."""
+    best_is: Literal["lowest", "highest"] = "lowest"
+    mirror: str | None = None
+    """gs://, az:// or s3:// folder that holds a copy of the run; an empty run_dir is restored from it."""
     export: tuple[str, ...] = ()
     """Averages exported with each commit (ema_0, ..., or weights); empty is the first EMA, else the weights."""
+
+
+@dataclass(frozen=True)
+class WatchdogOptions:
+    """Seconds without progress after which a rank says where it hangs and ends, by what it is at."""
+
+    start_s: float = 1800.0
+    """From the process group to the first step: reading, restoring, the dry run."""
+    first_step_s: float = 1800.0
+    """With it come the first shards, and what is compiled."""
+    step_s: float = 600.0
+    save_s: float = 1800.0
+    """While training waits for a commit."""
+    preview_s: float = 3600.0
+    """Also a validation."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +185,8 @@ class DiffusionRecipe:
     run_dir: str | None = None
     init_from: str | None = None
     """Run or export whose weights a new run starts from; classes may differ, a null label may be added."""
+    allow_config_change: bool = False
+    """Go on from a commit whose protected keys differ; they are named."""
     seed: int = 0
     threads: int | None = None
     """CPU threads of a rank; None is OMP_NUM_THREADS, else cores over ranks of the host."""
@@ -150,6 +200,7 @@ class DiffusionRecipe:
     engine: EngineOptions = field(default_factory=EngineOptions)
     deepspeed: DeepSpeedOptions = field(default_factory=DeepSpeedOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    watchdog: WatchdogOptions = field(default_factory=WatchdogOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     preview: PreviewOptions = field(default_factory=PreviewOptions)
 
@@ -169,6 +220,7 @@ class ClassifierRecipe:
     task: Literal["classifier"] = "classifier"
     run_dir: str | None = None
     init_from: str | None = None
+    allow_config_change: bool = False
     seed: int = 0
     threads: int | None = None
     data: DataOptions = field(default_factory=lambda: DataOptions(random_crop=True))
@@ -180,6 +232,7 @@ class ClassifierRecipe:
     engine: EngineOptions = field(default_factory=EngineOptions)
     deepspeed: DeepSpeedOptions = field(default_factory=DeepSpeedOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    watchdog: WatchdogOptions = field(default_factory=WatchdogOptions)
     validation: ValidationOptions = field(default_factory=ValidationOptions)
 
 
@@ -293,9 +346,18 @@ class NllRecipe:
 
 
 @dataclass(frozen=True)
+class WhichAverage:
+    """One that the commit has, or one that is made; neither is the commit's first."""
+
+    name: str | None = None
+    """Of the commit's exports; `ema=NAME` for short."""
+    std: float | None = None
+    """Relative width of a power-function profile, made from the run's snapshots."""
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """`dist-diffusion export RUN`."""
 
     out: str | None = None
-    ema: str | None = None
-    """Which of the commit's exports; None is the first."""
+    ema: WhichAverage = field(default_factory=WhichAverage)

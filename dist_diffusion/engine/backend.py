@@ -18,4 +18,9 @@ deepspeed.utils.logger.setLevel(logging.WARNING)
 # DeepSpeed 0.19 calls collectives by names that torch 2.13 deprecates, at every step.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
-__all__ = ["ZERO_SUPPORTED_OPTIMIZERS", "deepspeed"]
+__all__ = ["ZERO_SUPPORTED_OPTIMIZERS", "deepspeed", "supports_fp16"]
+
+
+def supports_fp16() -> bool:
+    """Whether DeepSpeed trains in fp16 on this machine: on GPUs, and on some CPUs."""
+    return bool(deepspeed.accelerator.get_accelerator().is_fp16_supported())

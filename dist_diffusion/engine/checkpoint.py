@@ -7,12 +7,15 @@ once rank 0 has written its marker. The outcome is agreed by the ranks at a late
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from dist_diffusion.config.load import to_dict
+import torch
+
+from dist_diffusion.config.averages import exported_averages, same_average
+from dist_diffusion.config.load import from_dict, to_dict
 from dist_diffusion.config.schema import TrainRecipe
 from dist_diffusion.distributed.agreement import broadcast, on_rank_zero, together, wait_for_all
 from dist_diffusion.distributed.group import Group
@@ -20,20 +23,23 @@ from dist_diffusion.engine import slices, state
 from dist_diffusion.engine.commit import (
     Job,
     await_ranks,
-    exported_averages,
     report_failure,
     write_exports,
     write_share,
 )
 from dist_diffusion.engine.engine import TrainingEngine
+from dist_diffusion.engine.keeping import kept
+from dist_diffusion.engine.snapshots import Snapshots
 from dist_diffusion.errors import CheckpointError, DistDiffusionError, RunInUseError, StorageError, alike
 from dist_diffusion.storage import committed
 from dist_diffusion.storage.committed import Committed
-from dist_diffusion.weights.resolve import step_name
+from dist_diffusion.weights.resolve import step_name, step_of
 
 FORMAT = 1
 
 Say = Callable[[str], None]
+Scores = Callable[[], Mapping[int, float]]
+"""What commits are worth by checkpoint.best, by step."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,19 @@ class Checkpointer:
     """Saves to and restores from a folder of commits, one save in flight."""
 
     def __init__(
-        self, folder: str, recipe: TrainRecipe, group: Group, attempt: str, say: Say, may_write: Callable[[], bool]
+        self,
+        folder: str,
+        recipe: TrainRecipe,
+        group: Group,
+        attempt: str,
+        say: Say,
+        may_write: Callable[[], bool],
+        scores: Scores = dict,
+        snapshots: Snapshots | None = None,
     ) -> None:
         self.folder, self.recipe, self.group, self.attempt, self.say = folder, recipe, group, attempt, say
-        self._may_write = may_write
+        self._may_write, self._scores, self.snapshots = may_write, scores, snapshots
+        self._buffers: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._outcome: Outcome | None = None
 
@@ -71,6 +86,10 @@ class Checkpointer:
         """Whether rank 0 knows the outcome of the save in flight."""
         return self.group.rank == 0 and self.in_flight and self._outcome is not None
 
+    def of_folder(self, folder: str) -> "Checkpointer":
+        """The same for another folder, with host memory of its own."""
+        return Checkpointer(folder, self.recipe, self.group, self.attempt, self.say, self._may_write)
+
     def folder_of(self, step: int) -> str:
         """Where this start commits a step."""
         return os.path.join(self.folder, f"{step_name(step)}.{self.attempt}")
@@ -84,7 +103,7 @@ class Checkpointer:
         job = Job(
             step=step,
             folder=self.folder_of(step),
-            snap=slices.snapshot(engine.deepspeed, engine.ema),
+            snap=slices.snapshot(engine.deepspeed, engine.ema, self._buffers),
             marker={**self._marker(engine, step, extra), "task": task_state},
         )
         self._outcome = None
@@ -127,11 +146,13 @@ class Checkpointer:
                 )
         return None, []
 
-    def restore(self, engine: TrainingEngine, commit: Committed) -> None:
+    def restore(self, engine: TrainingEngine, folder: str, marker: Mapping[str, Any]) -> None:
         """Fills the engine from a commit of any world size and ZeRO stage."""
-        head = commit.marker["state"]
-        together(self.group, lambda: state.fill(engine.deepspeed, engine.ema, commit.path, head))
-        state.refresh(engine.deepspeed, head)
+        head, before = marker["state"], from_dict(marker["recipe"], folder).ema
+        sources = {name: same_average(name, self.recipe.ema, before) for name in engine.ema.values}
+        together(self.group, lambda: state.fill(engine.deepspeed, engine.ema, folder, head, sources))
+        state.refresh(engine.deepspeed, head, engine.scaler)
+        engine.updates = round(head["optimizer_step"])
 
     def sweep(self) -> list[str]:
         """Removes what earlier starts left uncommitted; rank 0 only, which holds the lease."""
@@ -157,7 +178,7 @@ class Checkpointer:
             "images": step * self.recipe.train.global_batch,
             "recipe": to_dict(self.recipe),
             "exports": list(self.exports),
-            "state": state.header(engine.deepspeed),
+            "state": state.header(engine.deepspeed, engine.scaler),
             "extra": extra,
         }
 
@@ -176,6 +197,7 @@ class Checkpointer:
         finally:
             self._outcome = Outcome(job.step, time.monotonic() - start, error)
         if self.group.rank == 0 and error is None:
+            self._keep_averages(job)
             self._prune()
 
     def _commit(self, job: Job) -> None:
@@ -186,12 +208,18 @@ class Checkpointer:
             raise RunInUseError("another process has taken over this run directory: nothing is committed")
         committed.mark(job.folder, records, job.marker)
 
+    def _keep_averages(self, job: Job) -> None:
+        failure = self.snapshots and self.snapshots.keep(job.folder, self.recipe, job.marker)
+        if failure:
+            self.say(failure)
+
     def _prune(self) -> None:
         """An old commit that cannot be removed is told, and harms nothing: the new one stands."""
-        keep = self.recipe.checkpoint.keep
-        if not keep or not self._may_write():
+        if not self._may_write():
             return
         try:
-            committed.prune(self.folder, keep)
+            steps = [step_of(found.name) for found in committed.scan(self.folder)]
+            stay = kept(steps, self.recipe.checkpoint, self._scores())
+            committed.prune(self.folder, [step_name(step) for step in stay])
         except StorageError as error:
             self.say(f"old commits could not be removed: {error}")

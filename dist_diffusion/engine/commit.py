@@ -2,13 +2,14 @@
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dist_diffusion.config.averages import WEIGHTS, exported_averages
 from dist_diffusion.config.schema import TrainRecipe
 from dist_diffusion.engine import slices
-from dist_diffusion.engine.ema import ema_key
 from dist_diffusion.engine.slices import MASTER, Slices, Snapshot
 from dist_diffusion.errors import StorageError
 from dist_diffusion.storage import committed, files, publish
@@ -16,7 +17,6 @@ from dist_diffusion.storage.committed import FileRecord
 from dist_diffusion.weights import files as weight_files
 from dist_diffusion.weights.resolve import export_name
 
-WEIGHTS = "weights"
 POLL_S = 0.05
 
 
@@ -28,13 +28,6 @@ class Job:
     folder: str
     snap: Snapshot
     marker: dict[str, Any]
-
-
-def exported_averages(recipe: TrainRecipe) -> tuple[str, ...]:
-    """The averages that each commit exports: the recipe's, else the first EMA, else the weights."""
-    if recipe.checkpoint.export:
-        return recipe.checkpoint.export
-    return (ema_key(0),) if recipe.ema.decays else (WEIGHTS,)
 
 
 def write_share(job: Job, rank: int) -> None:
@@ -93,10 +86,21 @@ def write_exports(job: Job, recipe: TrainRecipe) -> dict[str, FileRecord]:
     """Assembles the full tensors of each exported average from the rank files."""
     names = []
     for average in exported_averages(recipe):
-        reader = Slices(job.folder, range(job.marker["state"]["world_size"]))
-        key = MASTER if average == WEIGHTS else average
-        tensors = {name: reader.full(name, key, shape) for name, shape in job.marker["state"]["shapes"].items()}
-        info = {"average": average, "step": job.step, "images": job.marker["images"], **job.marker["extra"]}
         names.append(export_name(average))
-        weight_files.save(os.path.join(job.folder, names[-1]), tensors, recipe, info)
+        write_average(os.path.join(job.folder, names[-1]), average, recipe, job.folder, job.marker)
     return committed.describe(job.folder, names)
+
+
+def write_average(path: str, average: str, recipe: TrainRecipe, folder: str, marker: Mapping[str, Any]) -> None:
+    """One average in the form of exports, of a commit's folder with all rank files and what its marker says."""
+    state = marker["state"]
+    reader = Slices(folder, range(state["world_size"]))
+    key = MASTER if average == WEIGHTS else average
+    tensors = {name: reader.full(name, key, shape) for name, shape in state["shapes"].items()}
+    info = {"average": average, "step": marker["step"], "images": marker["images"], "updates": num_updates(marker)}
+    weight_files.save(path, tensors, recipe, {**info, **marker["extra"]})
+
+
+def num_updates(marker: Mapping[str, Any]) -> int:
+    """The updates that a commit's weights have had: its steps but for those that were skipped."""
+    return round(marker["state"]["optimizer_step"])

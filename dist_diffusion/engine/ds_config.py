@@ -1,8 +1,9 @@
 """DeepSpeed's configuration, derived from the recipe. Torch- and DeepSpeed-free: a wrong key is found early."""
 
+import math
 from typing import Any
 
-from dist_diffusion.config.schema import TrainRecipe
+from dist_diffusion.config.schema import EngineOptions, TrainRecipe
 from dist_diffusion.errors import ConfigError
 
 DERIVED = {
@@ -15,6 +16,7 @@ DERIVED = {
     "bf16": "engine.precision",
     "fp16": "engine.precision",
     "torch_autocast": "engine.precision",
+    "zero_force_ds_cpu_optimizer": "engine.offload_optimizer",
 }
 """Top-level keys that the recipe decides, and the recipe's key for each."""
 
@@ -35,7 +37,6 @@ ALLOWED_EXTRA = frozenset(
         "timers",
         "wall_clock_breakdown",
         "zero_allow_untested_optimizer",
-        "zero_force_ds_cpu_optimizer",
         "zero_optimization",
     }
 )
@@ -55,15 +56,39 @@ def ds_config(recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": recipe.train.global_batch // (world_size * micro),
         "gradient_clipping": recipe.optim.clip_norm,
-        "zero_optimization": {"stage": recipe.engine.zero_stage},
+        "zero_optimization": zero_optimization(recipe.engine),
         "steps_per_print": None,
     }
+    if recipe.engine.offload_optimizer:
+        # Else it insists on an Adam of its own, which has to be compiled where it runs.
+        derived["zero_force_ds_cpu_optimizer"] = False
+    if precision == "fp16":
+        derived["fp16"] = loss_scaling(recipe.engine)
     if precision == "bf16":
         derived["bf16"] = {"enabled": True}
     if precision == "autocast":
         # Without the empty list, gradients of these modules would be communicated in bf16.
         derived["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     return merge(derived, checked_extra(recipe.deepspeed.extra))
+
+
+def zero_optimization(options: EngineOptions) -> dict[str, Any]:
+    """Stage and offload."""
+    zero: dict[str, Any] = {"stage": options.zero_stage}
+    if options.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    return zero
+
+
+def loss_scaling(options: EngineOptions) -> dict[str, Any]:
+    """Dynamic: halved at every overflow, down to the floor."""
+    return {
+        "enabled": True,
+        "initial_scale_power": round(math.log2(options.loss_scale)),
+        "loss_scale_window": options.loss_scale_window,
+        "hysteresis": 1,
+        "min_loss_scale": options.loss_scale_floor,
+    }
 
 
 def checked_extra(extra: dict[str, Any]) -> dict[str, Any]:
@@ -84,6 +109,9 @@ def check_zero(value: Any) -> None:
         raise ConfigError(f"deepspeed.extra.zero_optimization={value}: expected keys and values")
     if "stage" in value:
         raise ConfigError("deepspeed.extra.zero_optimization.stage is derived from the recipe: set engine.zero_stage")
+    for key in ("offload_optimizer", "cpu_offload"):
+        if key in value:
+            raise ConfigError(f"deepspeed.extra.zero_optimization.{key}: set engine.offload_optimizer")
     if value.get("round_robin_gradients"):
         raise ConfigError("deepspeed.extra.zero_optimization.round_robin_gradients: checkpoints cannot hold its layout")
 

@@ -1,19 +1,24 @@
 """The training state in and out of an engine, in the form that checkpoints keep it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import distributed as dist
 
 from dist_diffusion.engine.ema import ShardedEma
-from dist_diffusion.engine.layout import Shard, local_shards, parameter_shapes, torch_optimizer
+from dist_diffusion.engine.layout import Shard, flat, local_shards, parameter_shapes, torch_optimizer
 from dist_diffusion.engine.slices import MOMENTS, Slices, state_tensors
+from dist_diffusion.errors import CheckpointError
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+Sources = Mapping[str, str | None]
+"""For each average the name that it has in the commit, or None where the commit does not have it."""
 
 
-def header(engine: Any) -> dict[str, Any]:
-    """What is the same on all ranks: layout, optimizer step and counters."""
+def header(engine: Any, scaler: Any) -> dict[str, Any]:
+    """What is the same on all ranks: layout, optimizer step, counters, and fp16's loss scaler or None."""
     state = torch_optimizer(engine).state
     steps = {float(state[shard.master]["step"]) for shard in local_shards(engine)}
     assert len(steps) == 1, f"parameters disagree on the optimizer step: {steps}"
@@ -23,14 +28,18 @@ def header(engine: Any) -> dict[str, Any]:
         "optimizer_step": steps.pop(),
         "shapes": parameter_shapes(engine),
         "counters": {key: getattr(engine, key) for key in COUNTERS},
+        "loss_scaler": None if scaler is None else {key: getattr(scaler, key) for key in SCALER},
     }
 
 
 @torch.no_grad()
-def fill(engine: Any, ema: ShardedEma, folder: str, head: dict[str, Any]) -> None:
-    """Fills masters, moments and averages from the slices of a commit of any layout. No collectives."""
+def fill(engine: Any, ema: ShardedEma, folder: str, head: dict[str, Any], sources: Sources) -> None:
+    """Fills masters, moments and averages from the slices of a commit of any layout. No collectives.
+
+    An average that the commit does not have begins at the weights.
+    """
     rank, optimizer = dist.get_rank(), engine.optimizer
-    assert parameter_shapes(engine) == head["shapes"], "the recipe was compared with the checkpoint's before"
+    refuse_another_network(folder, head["shapes"], parameter_shapes(engine))
     # This rank's own file first: on an unchanged layout no other is opened.
     slices = Slices(folder, sorted(range(head["world_size"]), key=lambda other: other != rank))
     if hasattr(optimizer, "checkpoint_event_prologue"):
@@ -40,12 +49,26 @@ def fill(engine: Any, ema: ShardedEma, folder: str, head: dict[str, Any]) -> Non
         for key, tensor in state_tensors(shard, state).items():
             fill_shard(slices, shard, key, tensor)
     for i, shard in enumerate(ema.shards):
-        for key, values in ema.values.items():
-            fill_shard(slices, shard, key, values[i])
+        for name, values in ema.values.items():
+            source = sources[name]
+            if source is None:
+                values[i].copy_(flat(shard.master))
+            else:
+                fill_shard(slices, shard, source, values[i])
+
+
+def refuse_another_network(folder: str, before: dict[str, list[int]], now: dict[str, list[int]]) -> None:
+    """CheckpointError names the first parameter that differs."""
+    for name in {**before, **now}:
+        if before.get(name) != now.get(name):
+            raise CheckpointError(
+                f"{folder} is of another network: {name} is {before.get(name)} there, {now.get(name)} in this recipe: "
+                "start a new run_dir with init_from"
+            )
 
 
 @torch.no_grad()
-def refresh(engine: Any, head: dict[str, Any]) -> None:
+def refresh(engine: Any, head: dict[str, Any], scaler: Any) -> None:
     """Makes the working weights from the filled masters: all ranks together, once all are filled."""
     optimizer = engine.optimizer
     refresh_working_weights(optimizer)
@@ -53,6 +76,10 @@ def refresh(engine: Any, head: dict[str, Any]) -> None:
         optimizer.checkpoint_event_epilogue()
     for key, value in head["counters"].items():
         setattr(engine, key, value)
+    # A commit of another precision, or of an earlier version, has none: it begins anew.
+    if scaler is not None and head.get("loss_scaler"):
+        for key, value in head["loss_scaler"].items():
+            setattr(scaler, key, value)
 
 
 def fill_shard(slices: Slices, shard: Shard, key: str, tensor: torch.Tensor) -> None:

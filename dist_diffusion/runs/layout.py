@@ -56,6 +56,16 @@ class RunDir:
         return os.path.join(self.path, "checkpoints")
 
     @property
+    def averages(self) -> str:
+        """Folder of committed folders: the averages from which others are made."""
+        return os.path.join(self.path, "averages")
+
+    @property
+    def dry_run(self) -> str:
+        """Folder of the dry run's checkpoint, which is removed at its end."""
+        return os.path.join(self.path, "dry-run")
+
+    @property
     def tensorboard(self) -> str:
         """Folder of event files."""
         return os.path.join(self.path, "tensorboard")

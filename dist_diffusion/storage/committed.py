@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -100,17 +100,16 @@ def verify(committed: Committed, names: Iterable[str] | None = None) -> None:
         _compare(committed, name, "sha256", listed[name].sha256, files.sha256(os.path.join(committed.path, name)))
 
 
-def prune(parent: str, keep: int) -> list[str]:
-    """Removes all but the newest `keep` names, the oldest first; returns the removed paths."""
-    assert keep > 0, "pruning never removes everything"
-    old = {found.name for found in scan(parent)[:-keep]}
+def prune(parent: str, keep: Collection[str]) -> list[str]:
+    """Removes all but the names to keep, the oldest first; returns the removed paths."""
+    assert keep, "pruning never removes everything"
     # Superseded attempts of a name come first in the listing: none can reappear when the last one goes.
-    return [_remove(found.path) for found in _marked(parent) if found.name in old]
+    return [_remove(found.path) for found in _marked(parent) if found.name not in keep]
 
 
-def quarantine(committed: Committed) -> str:
-    """Renames a damaged folder so that nothing finds it any more; returns where it lies now, for a person to look."""
-    aside = f"{committed.path}.damaged"
+def quarantine(committed: Committed, because: str = "damaged") -> str:
+    """Renames a folder so that nothing finds it any more; returns where it lies now, for a person to look."""
+    aside = f"{committed.path}.{because}"
     with files.failures("rename", committed.path):
         os.replace(committed.path, aside)
         publish.sync_folder(os.path.dirname(aside))

@@ -87,6 +87,12 @@ def remove(path: str) -> None:
             os.remove(path)
 
 
+def remove_folder(path: str) -> None:
+    """Removes a local folder with all that is in it, if it is there."""
+    with files.failures("remove", path), suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
 def create_exclusive(path: str, data: bytes) -> bool:
     """Publishes a local file if there is none yet; False where there is one. Never seen empty or in part."""
     if files.is_remote(path):

@@ -7,6 +7,7 @@ from dist_diffusion.data.replacement import HOW_TO_FIND_ALL
 from dist_diffusion.diffusion.timesteps import LossHistory
 from dist_diffusion.distributed.agreement import gather, sum_of, wait_for_all
 from dist_diffusion.distributed.group import Group
+from dist_diffusion.engine.drift import check_replicas
 from dist_diffusion.engine.ds_config import micro_batch
 from dist_diffusion.engine.engine import StepResult
 from dist_diffusion.errors import (
@@ -29,13 +30,16 @@ def run_loop(run: Run) -> None:
         # The first shards of a remote set may take long to arrive.
         wait_for_all(run.group, lambda: run.loader.is_ready)
     while run.step < recipe.train.steps:
-        batch = next(run.loader)
+        with run.observer.waiting_for_data():
+            batch = next(run.loader)
         result, log = train_step(run, batch)
         run.step = batch.step + 1
         stop = boundary(run, batch)
         run.observer.record(run.step, batch.digest, result, log)
         watch_for_divergence(run, result)
-        if run.step % recipe.checkpoint.every == 0 and run.step < recipe.train.steps:
+        if is_multiple(run.step, recipe.engine.drift_check_every):
+            check_replicas(run.engine, run.group, run.step)
+        if is_multiple(run.step, recipe.checkpoint.every) and run.step < recipe.train.steps:
             settle(run)
             save(run)
         if stop:
@@ -90,6 +94,9 @@ def watch_for_divergence(run: Run, result: StepResult) -> None:
     if result.applied:
         run.nonfinite_in_a_row = 0
         return
+    if not run.engine.at_the_floor:
+        run.console.say(f"step {run.step}: overflow at loss scale {result.loss_scale:g}; the update is skipped")
+        return
     run.nonfinite_in_a_row += 1
     run.console.say(f"step {run.step}: gradients are not finite; the update is skipped on all ranks")
     if run.nonfinite_in_a_row >= run.recipe.engine.max_nonfinite_steps:
@@ -132,8 +139,15 @@ def report_replaced(run: Run, batch: Batch) -> None:
             )
 
 
+def is_multiple(step: int, every: int) -> bool:
+    """Whether something that is done every so many steps, 0 for never, is due."""
+    return every > 0 and step % every == 0
+
+
 def save(run: Run) -> None:
-    """Begins a commit of the present state."""
+    """Begins a commit of the present state, once it is known to be the same in every rank."""
+    if run.recipe.engine.drift_check_every:
+        check_replicas(run.engine, run.group, run.step)
     kept = {**run.data, **run.observer.totals, "commits": run.commits + 1}
     history = run.task.history
     run.checkpointer.save(run.engine, run.step, kept, None if history is None else history.to_json())

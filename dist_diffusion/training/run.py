@@ -28,6 +28,7 @@ from dist_diffusion.training.loop import run_loop
 from dist_diffusion.training.observer import Observer
 from dist_diffusion.training.place import Place, environment, record, reported
 from dist_diffusion.training.prepare import Prepared, decode_workers, make_loader, prepare
+from dist_diffusion.training.rehearsal import Rehearsal, rehearse
 from dist_diffusion.training.start import Start, find_start
 from dist_diffusion.training.state import Run
 from dist_diffusion.training.validation import Validation, make_validation
@@ -103,6 +104,7 @@ def begin(prepared: Prepared, place: Place, threads: int, start: Start) -> None:
             console.say(f"set aside as {committed.quarantine(found)}")
         for path in start.checkpointer.sweep():
             console.say(f"removed {path}, which was never committed")
+        publish.remove_folder(place.run_dir.dry_run)
 
     on_rank_zero(place.group, write)
 
@@ -132,13 +134,15 @@ def assemble(
     step = start.step
     if start.commit is None:
         console.say("no committed checkpoint: starting at step 0")
+        if recipe.train.dry_run:
+            rehearse(Rehearsal(recipe, place, engine, task, start.checkpointer.of_folder(place.run_dir.dry_run)))
     else:
-        start.checkpointer.restore(engine, start.commit)
+        start.checkpointer.restore(engine, start.commit.path, start.commit.marker)
         kept = start.commit.marker["extra"]
         if task.history is not None:
             task.history = LossHistory.from_json(start.commit.marker["task"])
         console.say(f"resuming at step {step} from {start.commit.path}")
-    observer = Observer(place.run_dir, recipe, group, console, step, kept)
+    observer = Observer(place.run_dir, recipe, group, console, step, kept, engine.clock)
     return Run(
         recipe=recipe,
         group=group,

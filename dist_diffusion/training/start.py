@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dist_diffusion.config.load import from_dict
-from dist_diffusion.config.protected import changes, refuse_protected
+from dist_diffusion.config.protected import ALLOW, changes, refuse_protected
 from dist_diffusion.distributed.agreement import broadcast
 from dist_diffusion.engine.checkpoint import Checkpointer
 from dist_diffusion.errors import CheckpointError, ConfigError, alike
@@ -59,16 +59,19 @@ def check_same_run(prepared: Prepared, commit: Committed, console: Console) -> N
     recipe, marker = prepared.recipe, commit.marker
     before, now = marker["extra"]["manifest"], prepared.manifest.checksum
     with alike():
-        if before != now:
+        if before != now and not recipe.allow_config_change:
             raise CheckpointError(
                 f"{commit.path} was trained on a manifest with checksum {before[:12]}, data.shards="
-                f"{recipe.data.shards} has {now[:12]}: give the data it was made with, or another run_dir"
+                f"{recipe.data.shards} has {now[:12]}: give the data it was made with, or another run_dir; to go on "
+                f"all the same, {ALLOW}=true"
             )
         changed = changes(from_dict(marker["recipe"], commit.path), recipe)
-        refuse_protected(changed, commit.path)
+        refuse_protected(changed, commit.path, recipe.allow_config_change)
         if marker["step"] > recipe.train.steps:
             raise ConfigError(
                 f"train.steps={recipe.train.steps}, but {commit.path} has done {marker['step']} steps already"
             )
+    if before != now:
+        console.say(f"changed since the commit: the data's checksum: {before[:12]} -> {now[:12]}")
     for change in changed:
         console.say(f"changed since the commit: {change}")

@@ -14,6 +14,11 @@ def step_name(step: int) -> str:
     return f"step-{step:0{STEP_DIGITS}d}"
 
 
+def step_of(name: str) -> int:
+    """The step of a commit's name."""
+    return int(name.removeprefix("step-"))
+
+
 def export_name(average: str) -> str:
     """The file of one average (ema_0, ..., or weights) in a commit."""
     return f"export-{average}.safetensors"
@@ -27,17 +32,24 @@ def find(path: str, average: str | None) -> str:
                 f"ema={average} chooses among a run's exports; {path} is one export already: leave it out"
             )
         return path
+    run, step = run_and_step(path)
+    commits = committed.scan(RunDir(run).checkpoints)
+    if step is not None:
+        commits = [commit for commit in commits if commit.name == step_name(step)]
+    if not commits:
+        of_step = "" if step is None else f" of step {step}"
+        raise CheckpointError(f"{path}: no committed checkpoint{of_step} in {run}")
+    return export_in(commits[-1], average)
+
+
+def run_and_step(path: str) -> tuple[str, int | None]:
+    """The folder that RUN or RUN@STEP names, and the step if it names one."""
     run, step = (path, "") if files.exists(path) or "@" not in path else path.rsplit("@", 1)
     if step and not step.isdecimal():
         raise CheckpointError(f"{path}: the step after @ is not a number")
     if not files.is_dir(run):
         raise CheckpointError(f"{path}: no such run or export")
-    commits = committed.scan(RunDir(run).checkpoints)
-    if step:
-        commits = [commit for commit in commits if commit.name == step_name(int(step))]
-    if not commits:
-        raise CheckpointError(f"{path}: no committed checkpoint{f' of step {step}' if step else ''} in {run}")
-    return export_in(commits[-1], average)
+    return run, int(step) if step else None
 
 
 def export_in(commit: committed.Committed, average: str | None) -> str:

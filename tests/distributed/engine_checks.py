@@ -1,8 +1,10 @@
 """Run by mpirun on 2 ranks: the engine at every ZeRO stage and precision, saved and restored across them."""
 
+import dataclasses
 import os
 import sys
 
+import numpy as np
 import torch
 
 from dist_diffusion import draws
@@ -19,27 +21,34 @@ from dist_diffusion.config.schema import (
 from dist_diffusion.distributed import group as groups
 from dist_diffusion.distributed.environment import resolve as resolve_environment
 from dist_diffusion.distributed.group import Group
+from dist_diffusion.engine.backend import deepspeed
 from dist_diffusion.engine.checkpoint import Checkpointer
+from dist_diffusion.engine.drift import check_replicas
 from dist_diffusion.engine.engine import TrainingEngine
+from dist_diffusion.errors import DriftError
 from dist_diffusion.models.build import build
 from dist_diffusion.models.options import UNetOptions
 from dist_diffusion.storage import committed
 from dist_diffusion.weights.load import load_model
+from dist_diffusion.weights.profiles import Profile, exponent
+from dist_diffusion.weights.profiles import weights as weights_of
 
 SAVED, LAST = 3, 5
 BATCH = 8
 
 
 def recipe_of(stage: int, precision: str) -> DiffusionRecipe:
+    """`precision` may end in "+offload"."""
+    precision, _, offload = precision.partition("+")
     model = UNetOptions(channels=32, num_res_blocks=1, channel_mult=(1,), attention_resolutions=(), num_heads=1)
     recipe = DiffusionRecipe(
         data=DataOptions(image_size=8),
         model=model,
         optim=OptimOptions(lr=1e-3, clip_norm=1.0),
         train=TrainOptions(steps=LAST, global_batch=BATCH, micro_batch=2),
-        ema=EmaOptions(decays=(0.5, 0.9)),
-        engine=EngineOptions(zero_stage=stage, precision=precision),  # type: ignore[arg-type]
-        checkpoint=CheckpointOptions(export=("ema_0", "weights")),
+        ema=EmaOptions(decays=(0.5, 0.9), stds=(0.1,)),
+        engine=EngineOptions(zero_stage=stage, precision=precision, offload_optimizer=bool(offload)),  # type: ignore[arg-type]
+        checkpoint=CheckpointOptions(export=("ema_0", "std_0.1", "weights")),
     )
     return resolve(recipe, num_classes=3)
 
@@ -79,17 +88,18 @@ def train_and_save(folder: str, stage: int, precision: str, group: Group) -> lis
     recipe = recipe_of(stage, precision)
     engine = make_engine(recipe, group)
     has_full_masters = precision == "fp32" and stage < 3
-    averages, before = full_parameters(engine), []
+    averages, profile, before = full_parameters(engine), [], []
     for step in range(SAVED):
         before.append(advance(engine, group, step)[0])
         if has_full_masters:
             averages = [a.lerp(p, 0.5) for a, p in zip(averages, full_parameters(engine), strict=True)]
+            profile.append(full_parameters(engine))
     checkpointer = Checkpointer(folder, recipe, group, attempt(group), print, may_write=lambda: True)
     checkpointer.save(engine, SAVED, {"note": "kept"}, None)
     outcome = checkpointer.settle()
     assert outcome.error is None, outcome
     if has_full_masters:
-        check_export(folder, averages)
+        check_export(folder, averages, profile)
     return before + advance_to_the_end(engine, group)
 
 
@@ -110,7 +120,7 @@ def resume(folder: str, stage: int, precision: str, group: Group) -> list[float]
         and commit.marker["step"] == SAVED
         and commit.marker["extra"] == {"note": "kept"}
     )
-    checkpointer.restore(engine, commit)
+    checkpointer.restore(engine, commit.path, commit.marker)
     return advance_to_the_end(engine, group)
 
 
@@ -122,10 +132,15 @@ def full_parameters(engine: TrainingEngine) -> list[torch.Tensor]:
     return [p.detach().clone() for p in engine.deepspeed.module.parameters()]
 
 
-def check_export(folder: str, averages: list[torch.Tensor]) -> None:
-    """The export, assembled from the ranks' slices, is the average of the full parameters."""
+def check_export(folder: str, averages: list[torch.Tensor], steps: list[list[torch.Tensor]]) -> None:
+    """The exports, assembled from the ranks' slices, are the averages of the full parameters."""
     path = committed.scan(folder)[0].path
-    ema, weights = (load_model(f"{path}/export-{name}.safetensors").module for name in ("ema_0", "weights"))
+    ema, profile, weights = (
+        load_model(f"{path}/export-{name}.safetensors").module for name in ("ema_0", "std_0.1", "weights")
+    )
+    shares = weights_of(Profile(SAVED, exponent(0.1)), np.arange(1, SAVED + 1))
+    direct = [sum(share * p for share, p in zip(shares, parts, strict=True)) for parts in zip(*steps, strict=True)]
+    torch.testing.assert_close(list(profile.parameters()), direct, atol=1e-7, rtol=1e-6, check_dtype=False)
     # Not to the last bit: a vectorised lerp rounds by where in a vector an element lies.
     torch.testing.assert_close(list(ema.parameters()), averages, atol=1e-7, rtol=1e-6)
     assert not all(torch.equal(a, b) for a, b in zip(weights.parameters(), averages, strict=True))
@@ -144,6 +159,42 @@ def check_nonfinite(stage: int, group: Group) -> None:
     assert all(torch.equal(a, s.master) for a, s in zip(masters, engine.ema.shards, strict=True))
     loss, applied = advance(engine, group, 2)
     assert applied and loss == loss
+
+
+def check_the_loss_scale(folder: str, group: Group) -> None:
+    """It is halved at an overflow down to the floor, where the run does not end by itself, and is checkpointed."""
+    recipe = recipe_of(2, "fp16")
+    recipe = dataclasses.replace(recipe, engine=dataclasses.replace(recipe.engine, loss_scale=4, loss_scale_floor=2))
+    engine = make_engine(recipe, group)
+    assert advance(engine, group, 0)[1] and engine.loss_scale == 4 and not engine.at_the_floor
+    for step in (1, 2):
+        assert not advance(engine, group, step, poison=True)[1]
+        assert engine.loss_scale == 2 and engine.at_the_floor
+    checkpointer = Checkpointer(folder, recipe, group, attempt(group), print, may_write=lambda: True)
+    checkpointer.save(engine, SAVED, {"note": "kept"}, None)
+    assert checkpointer.settle().error is None
+    commit, _ = checkpointer.newest()
+    assert commit is not None
+    again = make_engine(recipe, group)
+    checkpointer.restore(again, commit.path, commit.marker)
+    assert again.loss_scale == 2 and again.scaler.cur_iter == engine.scaler.cur_iter == SAVED
+    assert again.updates == 1
+
+
+def check_drift(group: Group) -> None:
+    """A bit that flips in one rank's replica is noticed by both, with rank and parameter."""
+    engine = make_engine(recipe_of(0, "fp32"), group)
+    advance(engine, group, 0)
+    check_replicas(engine, group, 1)
+    name, parameter = list(engine.deepspeed.module.named_parameters())[3]
+    if group.rank == 1:
+        parameter.data.view(-1)[0] *= 1 + 1e-6
+    try:
+        check_replicas(engine, group, 2)
+    except DriftError as error:
+        assert "rank 1 " in str(error) and name in str(error) and error.agreed, error
+    else:
+        raise AssertionError("a drifted replica went unnoticed")
 
 
 def check_save_before_the_first_update(folder: str, stage: int, group: Group) -> None:
@@ -190,16 +241,28 @@ def main(folder: str) -> None:
         (0, "autocast"),
         (2, "bf16"),
         (3, "bf16"),
+        (1, "fp32+offload"),
+        (2, "bf16+offload"),
+        (3, "fp32+offload"),
+        (1, "fp16"),
+        (3, "fp16"),
     ]
+    # A CPU can be asked for fp16, only slowly.
+    deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
+
     curves = {case: train_and_save(f"{folder}/{case[0]}-{case[1]}", *case, group) for case in cases}
     for stage in (1, 2, 3):
         assert largest_relative(curves[stage, "fp32"], curves[0, "fp32"]) < 1e-5, curves
     for saved in cases:
         resumed = resume(f"{folder}/{saved[0]}-{saved[1]}", *saved, group)
         assert resumed == curves[saved][SAVED:], f"{saved}: {resumed} is not {curves[saved][SAVED:]}"
-    for saved, stage in [(0, 1), (1, 3), (3, 2), (2, 0)]:
-        resumed = resume(f"{folder}/{saved}-fp32", stage, "fp32", group)
+    for saved, stage in [("0-fp32", 1), ("1-fp32", 3), ("3-fp32+offload", 2), ("2-fp32", 0), ("1-fp32+offload", 3)]:
+        resumed = resume(f"{folder}/{saved}", stage, "fp32", group)
         assert largest_relative(resumed, curves[stage, "fp32"][SAVED:]) < 1e-5
+    resumed = resume(f"{folder}/1-fp16", 1, "fp32", group)  # another precision: no loss scale to take over
+    assert largest_relative(resumed, curves[1, "fp32"][SAVED:]) < 1e-2
+    check_the_loss_scale(f"{folder}/scale", group)
+    check_drift(group)
     for stage in range(4):
         check_nonfinite(stage, group)
         check_save_before_the_first_update(f"{folder}/early-{stage}", stage, group)

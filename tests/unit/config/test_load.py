@@ -120,6 +120,21 @@ def test_a_recipe_survives_dict_and_yaml(tmp_path: Path) -> None:
         (["model.attention_resolutions=[0]"], 1, "model.attention_resolutions holds 0"),
         (["model.num_head_channels=-1"], 1, "model.num_head_channels=-1: expected 1 or more, or null"),
         (["model.num_heads_upsample=-1"], 1, "model.num_heads_upsample=-1"),
+        (["engine.zero_stage=0", "engine.precision=fp16"], 1, "engine.precision=fp16 at engine.zero_stage=0"),
+        (["engine.zero_stage=0", "engine.offload_optimizer=true"], 1, "engine.offload_optimizer: at engine.zero_stage"),
+        (["engine.zero_stage=3", "engine.compile=true"], 1, "engine.compile: its gathers"),
+        (["engine.loss_scale=1000"], 1, "engine.loss_scale=1000: expected a power of 2"),
+        (["engine.loss_scale=2", "engine.loss_scale_floor=4"], 1, "engine.loss_scale_floor=4 is above"),
+        (["engine.peak_tflops=0"], 1, "engine.peak_tflops=0"),
+        (["optim.decay_from_images=5"], 1, "optim.decay_from_images is of optim.decay"),
+        (["optim.decay=inverse_sqrt"], 1, "optim.decay=inverse_sqrt"),
+        (["optim.decay=cosine", "optim.decay_from_images=120"], 1, "is not before the run's end, at 120 images"),
+        (["ema.stds=[0.3]"], 1, "ema.stds holds 0.3"),
+        (["ema.stds=[0.05,0.0500000001]"], 1, "two of them have one name"),
+        (["checkpoint.export=[std_0.1]"], 1, "checkpoint.export names std_0.1"),
+        (["checkpoint.best=loss"], 1, "give validation.shards"),
+        (["checkpoint.mirror=/mnt/x"], 1, "checkpoint.mirror=/mnt/x: expected one of gs://"),
+        (["watchdog.step_s=0"], 1, "watchdog.step_s=0"),
     ],
 )
 def test_contradictions(tmp_path: Path, overrides: list[str], world: int, part: str) -> None:
@@ -188,9 +203,23 @@ def test_protected_keys_refuse_and_others_do_not(tmp_path: Path) -> None:
     before = load.load_train(path, [])
     harmless = changes(before, load.load_train(path, ["optim.lr=0.5", "engine.zero_stage=3", "run_dir=elsewhere"]))
     assert [change.key for change in harmless] == ["run_dir", "optim.lr", "engine.zero_stage"]
-    refuse_protected(harmless, "step-1")
-    with pytest.raises(CheckpointError, match=r"model\.channels: 128 -> 64"):
-        refuse_protected(changes(before, load.load_train(path, ["model.channels=64"])), "step-1")
+    refuse_protected(harmless, "step-1", allow=False)
+    wider = changes(before, load.load_train(path, ["model.channels=64", "allow_config_change=true"]))
+    assert [change.key for change in wider] == ["model.channels"]
+    with pytest.raises(CheckpointError, match=r"model\.channels: 128 -> 64.*allow_config_change=true"):
+        refuse_protected(wider, "step-1", allow=False)
+    refuse_protected(wider, "step-1", allow=True)
+
+
+def test_keys_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    content = load.to_dict(load.load_train(write(tmp_path, "a.yaml", RECIPE), []))
+    optim = {key: value for key, value in content["optim"].items() if key != "decay"}
+    objective = {**content["objective"], "sigma_data": 0.25}
+    old = {**content, "optim": {**optim, "anneal": True}, "objective": objective}
+    recipe = load.from_dict(old, "export")
+    assert isinstance(recipe, DiffusionRecipe)
+    assert recipe.optim.decay == "linear" and recipe.diffusion.sigma_data == 0.25
+    assert load.from_dict({**content, "optim": {**optim, "anneal": False}}, "export").optim.decay == "none"
 
 
 def test_a_foreign_recipe_cannot_read_our_environment(tmp_path: Path) -> None:

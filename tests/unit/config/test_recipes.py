@@ -79,10 +79,10 @@ def test_adm_recipes(name: str) -> None:
     assert (recipe.model.dropout, recipe.train.global_batch, recipe.optim.lr) == (dropout, batch, rate)
     assert recipe.train.steps == 1000 * steps
     if name.endswith("classifier"):
-        assert (recipe.optim.anneal, recipe.optim.weight_decay) == (True, 0.2 if name.startswith("64x64") else 0.05)
+        assert (recipe.optim.decay, recipe.optim.weight_decay) == ("linear", 0.2 if name.startswith("64x64") else 0.05)
         assert recipe.data.random_crop
     else:
-        assert (recipe.optim.anneal, recipe.optim.weight_decay, recipe.ema.decays) == (False, 0.0, (0.9999,))
+        assert (recipe.optim.decay, recipe.optim.weight_decay, recipe.ema.decays) == ("none", 0.0, (0.9999,))
         assert (recipe.diffusion.prediction, recipe.diffusion.variance) == ("eps", "learned_range")
 
 

@@ -106,14 +106,14 @@ def test_a_flipped_byte_of_the_marker_is_named(tmp_path):
             committed.verify(found)
 
 
-def test_prune_keeps_the_newest_and_removes_the_oldest_first(tmp_path):
+def test_prune_keeps_what_is_named_and_removes_the_oldest_first(tmp_path):
     folders = [commit(tmp_path, f"step-{step}", OLD) for step in range(5)]
     superseding = commit(tmp_path, "step-1", NEW)
-    removed = committed.prune(str(tmp_path), keep=2)
+    removed = committed.prune(str(tmp_path), ["step-3", "step-4"])
     assert removed == [folders[0], folders[1], superseding, folders[2]]
     assert names(tmp_path) == ["step-3", "step-4"]
     assert len(os.listdir(tmp_path)) == 2
-    assert committed.prune(str(tmp_path), keep=2) == []
+    assert committed.prune(str(tmp_path), ["step-3", "step-4"]) == []
 
 
 def test_pruning_takes_the_marker_first(tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ def test_pruning_takes_the_marker_first(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shutil, "rmtree", crash)
     with pytest.raises(KeyboardInterrupt):
-        committed.prune(str(tmp_path), keep=1)
+        committed.prune(str(tmp_path), ["step-2"])
     assert names(tmp_path) == ["step-2"]
     assert sorted(os.listdir(folder)) == ["a.bin", "b.bin"]
     monkeypatch.undo()
@@ -144,7 +144,7 @@ def test_a_pruned_name_does_not_come_back_half_way(tmp_path, monkeypatch):
         seen.append([(found.name, found.attempt) for found in committed.scan(str(tmp_path))])
 
     monkeypatch.setattr(shutil, "rmtree", watch)
-    committed.prune(str(tmp_path), keep=1)
+    committed.prune(str(tmp_path), ["step-2"])
     assert seen == [[("step-1", NEW), ("step-2", OLD)], [("step-2", OLD)]]
 
 
@@ -165,5 +165,5 @@ def test_a_damaged_commit_set_aside_is_found_by_nothing_and_kept(tmp_path):
     aside = committed.quarantine(newest)
     assert os.path.isdir(aside) and not os.path.exists(newest.path)
     assert [found.name for found in committed.scan(str(tmp_path))] == ["step-1"]
-    assert committed.sweep(str(tmp_path)) == [] and committed.prune(str(tmp_path), 1) == []
+    assert committed.sweep(str(tmp_path)) == [] and committed.prune(str(tmp_path), ["step-1"]) == []
     assert os.path.exists(os.path.join(aside, committed.MARKER))

@@ -28,6 +28,7 @@ from dist_diffusion.config.schema import (
 from dist_diffusion.diffusion.options import DiffusionOptions, ObjectiveOptions
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.draws import Uniform
+from dist_diffusion.engine.clock import ForwardClock
 from dist_diffusion.engine.engine import StepResult
 from dist_diffusion.errors import ConfigError, DataError
 from dist_diffusion.models.build import build
@@ -188,7 +189,7 @@ def run(tmp_path: Path, shard_folder: Path, group: Group) -> Callable[..., Simpl
             group=group,
             validation=make_validation(recipe, CLASSES, group),
             checkpointer=SimpleNamespace(exports=("weights",)),
-            observer=Observer(RunDir(str(tmp_path)), recipe, group, console, 8, {}),
+            observer=Observer(RunDir(str(tmp_path)), recipe, group, console, 8, {}, ForwardClock(group.device)),
             console=console,
             step=8,
             commits=2,
@@ -276,7 +277,9 @@ def test_a_quarter_without_samples_is_null_and_not_in_tensorboard(run: Callable[
     observer = run().observer
     accuracy = torch.tensor([1.0, 0.0, 1.0])
     log = {"accuracy": Mean.of(accuracy), **by_quartile("accuracy", accuracy, torch.tensor([0, 0, 3]))}
-    observer.record(100, 17, StepResult(torch.tensor(0.5), 1.0, True, 1e-4), log)
+    with observer.waiting_for_data():
+        pass
+    observer.record(100, 17, StepResult(torch.tensor(0.5), 1.0, True, 1e-4, None), log)
     observer.close()
     (row,) = rows(tmp_path / "metrics.jsonl")
     assert [row[f"accuracy_q{i}"] for i in (1, 2, 3, 4)] == [0.5, None, None, 1.0]

@@ -1,0 +1,24 @@
+"""Which commits stay: a pure function of their steps, the recipe and what they were worth."""
+
+from collections.abc import Iterable, Mapping
+
+from dist_diffusion.config.schema import CheckpointOptions
+
+
+def kept(steps: Iterable[int], options: CheckpointOptions, scores: Mapping[int, float]) -> set[int]:
+    """The newest `keep`, the multiples of `keep_every`, and the best of those that have a score."""
+    ascending = sorted(steps)
+    if not options.keep:
+        return set(ascending)
+    stay = set(ascending[-options.keep :])
+    if options.keep_every is not None:
+        stay |= {step for step in ascending if step % options.keep_every == 0}
+    found = best(ascending, options, scores)
+    return stay if found is None else stay | {found}
+
+
+def best(steps: Iterable[int], options: CheckpointOptions, scores: Mapping[int, float]) -> int | None:
+    """The step of the best score, the later one of equals; None where no step has one."""
+    sign = 1 if options.best_is == "highest" else -1
+    scored = [(sign * scores[step], step) for step in steps if step in scores]
+    return max(scored)[1] if scored else None
