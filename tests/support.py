@@ -4,24 +4,31 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from dist_diffusion.storage import committed
+
 ROOT = Path(__file__).parents[1]
+COMMAND = ("-m", "dist_diffusion")
 
 
 class Launcher:
-    """Starts `dist-diffusion` commands as a user would; every one under a time limit."""
+    """Starts `dist-diffusion` commands as a user would, or another Python program; every one under a time limit."""
 
-    def command(self, ranks: int, *arguments: str) -> list[str]:
-        alone = [sys.executable, "-m", "dist_diffusion", *arguments]
+    def command(self, ranks: int, *arguments: str, program: Sequence[str] = COMMAND) -> list[str]:
+        alone = [sys.executable, *program, *arguments]
         return alone if ranks == 1 else [str(ROOT / "launch/mpirun.sh"), "-np", str(ranks), *alone]
 
-    def start(self, ranks: int, *arguments: str) -> subprocess.Popen[str]:
+    def start(
+        self, ranks: int, *arguments: str, program: Sequence[str] = COMMAND, limit_s: float = 120
+    ) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            ["timeout", "-k", "5", "120", *self.command(ranks, *arguments)],
+            ["timeout", "-k", "5", str(limit_s), *self.command(ranks, *arguments, program=program)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
@@ -30,11 +37,30 @@ class Launcher:
             text=True,
         )
 
-    def run(self, ranks: int, *arguments: str, code: int = 0) -> tuple[str, str]:
-        process = self.start(ranks, *arguments)
+    def run(
+        self,
+        ranks: int,
+        *arguments: str,
+        code: int = 0,
+        program: Sequence[str] = COMMAND,
+        limit_s: float = 120,
+    ) -> tuple[str, str]:
+        process = self.start(ranks, *arguments, program=program, limit_s=limit_s)
         out, err = process.communicate()
         assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
         return out, err
+
+    def refused(self, ranks: int, arguments: Sequence[str], *parts: str) -> None:
+        """Exit code 2 and one message with these parts in it, within seconds, before any step."""
+        start = time.monotonic()
+        out, err = self.run(ranks, *arguments, code=2)
+        messages = [line for line in err.splitlines() if line.startswith("dist-diffusion: ")]
+        assert len(messages) == 1, err
+        for part in parts:
+            assert part in messages[0]
+        assert "Traceback" not in err
+        assert "step 1/" not in out
+        assert time.monotonic() - start < 60
 
 
 def write_class_tree(folder: Path, num_images: int, size: int) -> Path:
@@ -64,3 +90,34 @@ def rows(run_dir: Path) -> list[dict]:
 
 def column(found: list[dict], key: str) -> list:
     return [row[key] for row in found]
+
+
+def largest_relative(a: Sequence[float], b: Sequence[float]) -> float:
+    return max(abs(x - y) / abs(y) for x, y in zip(a, b, strict=True))
+
+
+def wait_until(is_so: Callable[[], bool], what: str, limit_s: float = 90) -> None:
+    deadline = time.monotonic() + limit_s
+    while not is_so():
+        assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what}"
+        time.sleep(0.02)
+
+
+def wait_for_step(run_dir: Path, step: int) -> None:
+    metrics = run_dir / "metrics.jsonl"
+    wait_until(
+        lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= step, f"step {step} of {run_dir}"
+    )
+
+
+def wait_for_commit(run_dir: Path, step: int) -> None:
+    wait_until(lambda: max(committed_steps(run_dir), default=-1) >= step, f"a commit of step {step} in {run_dir}")
+
+
+def committed_steps(run_dir: Path) -> list[int]:
+    return [found.marker["step"] for found in committed.scan(str(run_dir / "checkpoints"))]
+
+
+def owner_of(run_dir: Path) -> int:
+    """The process that holds the lease: rank 0."""
+    return json.loads((run_dir / "lease.json").read_text())["owner"]["pid"]

@@ -21,7 +21,7 @@ COMMANDS = {
     "evaluate": "compare samples with a reference",
     "sweep": "compare guidance scales and modes",
     "nll": "bits per dimension of a dataset under a model",
-    "export": "copy an average of a run's commit to a file of its own",
+    "export": "make an average of a run's weights a file of its own",
 }
 RECIPE_ARGUMENTS = (("CONFIG.yaml", "the recipe"), ("dotted.key=value", "settings that win over it"))
 OWN_ARGUMENTS = {
@@ -30,7 +30,8 @@ OWN_ARGUMENTS = {
         (
             "key=value",
             "out=FILE: where to (default RUN/export-AVERAGE-step-N.safetensors); "
-            "ema=NAME: which of the commit's exports (default the first)",
+            "ema=NAME: which of the commit's exports (default the first); "
+            "ema.std=S: the average of relative width S, made from the run's snapshots (see ema.stds)",
         ),
     )
 }

@@ -2,6 +2,8 @@
 
 from dist_diffusion.config.schema import EmaOptions, TrainRecipe
 
+MAX_STD = 12**-0.5
+"""The relative width of the plain mean of all weights so far: profiles are narrower."""
 WEIGHTS = "weights"
 """What is exported where there is no average."""
 

@@ -2,7 +2,7 @@
 
 import math
 
-from dist_diffusion.config.averages import WEIGHTS, average_names
+from dist_diffusion.config.averages import MAX_STD, WEIGHTS, average_names
 from dist_diffusion.config.ranges import above_zero, get, in_range, require
 from dist_diffusion.config.sampling_checks import check_sampler
 from dist_diffusion.config.schema import (
@@ -19,8 +19,6 @@ from dist_diffusion.models.options import NetworkOptions, UNetOptions
 MIN_TIMESTEPS = {"linear": 21, "cosine": 2, "log_snr": 1}
 """The linear schedule's last beta is 20 / T: below 1 only from 21 on. A step's variance at t = 0 is the next one's."""
 MIRRORS = ("gs://", "az://", "s3://")
-MAX_STD = 12**-0.5
-"""The relative width of the plain mean of all weights so far."""
 MAX_LOG_SNR = 60.0
 """Where alpha or sigma, in float32 arithmetic, has long stopped to matter."""
 

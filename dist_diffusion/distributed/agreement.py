@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -75,6 +76,17 @@ def on_rank_zero(group: Group, work: Callable[[], Result]) -> Result:
     if error is not None:
         raise _agreed(error)
     return result  # type: ignore[return-value]
+
+
+def patiently_on_rank_zero(group: Group, work: Callable[[], Result]) -> Result:
+    """As on_rank_zero, for work that may take longer than a collective is allowed to: `work` runs in a thread."""
+    if group.rank:
+        wait_for_all(group, lambda: True)
+        return on_rank_zero(group, work)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        wait_for_all(group, future.done)
+        return on_rank_zero(group, future.result)
 
 
 def together(group: Group, work: Callable[[], Result]) -> Result:

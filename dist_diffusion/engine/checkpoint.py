@@ -150,6 +150,9 @@ class Checkpointer:
         """Fills the engine from a commit of any world size and ZeRO stage."""
         head, before = marker["state"], from_dict(marker["recipe"], folder).ema
         sources = {name: same_average(name, self.recipe.ema, before) for name in engine.ema.values}
+        for name, source in sources.items():
+            if source is None:
+                self.say(f"{name} is new: it begins at the weights of step {marker['step']}")
         together(self.group, lambda: state.fill(engine.deepspeed, engine.ema, folder, head, sources))
         state.refresh(engine.deepspeed, head, engine.scaler)
         engine.updates = round(head["optimizer_step"])

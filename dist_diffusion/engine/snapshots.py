@@ -81,5 +81,7 @@ def write_file(path: str, average: str, source: str, recipe: TrainRecipe, marker
     """A second name of the commit's export, where there is one and the file system can; else the same anew."""
     if average in marker["exports"]:
         publish.link(os.path.join(source, export_name(average)), path)
-    if not files.exists(path):
+    if files.exists(path):
+        return
+    with files.failures("read", source):
         write_average(path, average, recipe, source, marker)

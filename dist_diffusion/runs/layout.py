@@ -75,6 +75,16 @@ class RunDir:
         """Folder of the ranks' logs."""
         return os.path.join(self.path, "logs")
 
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The names of the folders of committed folders."""
+        return tuple(map(os.path.basename, (self.checkpoints, self.averages)))
+
+    @property
+    def not_mirrored(self) -> tuple[str, ...]:
+        """The names of what is of this directory alone."""
+        return tuple(map(os.path.basename, (self.lease, self.dry_run)))
+
     def log(self, rank: int) -> str:
         """The log file of one rank."""
         return os.path.join(self.logs, f"rank-{rank}.log")

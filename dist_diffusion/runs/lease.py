@@ -116,7 +116,7 @@ class Lease:
         return (json.dumps(content, indent=2) + "\n").encode()
 
     def _is_ours(self) -> bool:
-        found = _read(self.path)
+        found = read(self.path)
         return found is not None and found["token"] == self._token
 
     def _beat(self) -> None:
@@ -142,7 +142,7 @@ def acquire(path: str, owner: Owner, say: Say, ttl_s: float = 60.0, beat_s: floa
     """
     lease = Lease(path, owner, say, beat_s)
     while not lease._claim():
-        found = _read(path)
+        found = read(path)
         if found is None:
             continue
         holder = Owner(**found["owner"])
@@ -157,24 +157,7 @@ def acquire(path: str, owner: Owner, say: Say, ttl_s: float = 60.0, beat_s: floa
     return lease._start()
 
 
-def _stands_still(path: str, found: dict[str, Any], holder: Owner, say: Say, ttl_s: float) -> bool:
-    """Watches: True where the counter stood still, False where the file went away, RunInUseError where it moved."""
-    say(f"{path} is held by {holder}; watching for up to {ttl_s:g} s whether it is alive")
-    end = time.monotonic() + ttl_s
-    while time.monotonic() < end:
-        time.sleep(min(0.5, ttl_s / 20))
-        now = _read(path)
-        if now is None:
-            return False
-        if (now["token"], now["counter"]) != (found["token"], found["counter"]):
-            raise RunInUseError(
-                f"{os.path.dirname(path) or '.'} is in use by {Owner(**now['owner'])}; "
-                f"wait for it, stop it, or choose another directory"
-            )
-    return True
-
-
-def _read(path: str) -> dict[str, Any] | None:
+def read(path: str) -> dict[str, Any] | None:
     """The lease file's content; None where there is none. It is only ever replaced as a whole."""
     try:
         content: dict[str, Any] = files.read_json(path)
@@ -183,6 +166,23 @@ def _read(path: str) -> dict[str, Any] | None:
             return None
         raise
     return content
+
+
+def _stands_still(path: str, found: dict[str, Any], holder: Owner, say: Say, ttl_s: float) -> bool:
+    """Watches: True where the counter stood still, False where the file went away, RunInUseError where it moved."""
+    say(f"{path} is held by {holder}; watching for up to {ttl_s:g} s whether it is alive")
+    end = time.monotonic() + ttl_s
+    while time.monotonic() < end:
+        time.sleep(min(0.5, ttl_s / 20))
+        now = read(path)
+        if now is None:
+            return False
+        if (now["token"], now["counter"]) != (found["token"], found["counter"]):
+            raise RunInUseError(
+                f"{os.path.dirname(path) or '.'} is in use by {Owner(**now['owner'])}; "
+                f"wait for it, stop it, or choose another directory"
+            )
+    return True
 
 
 def _start_time(pid: int) -> int | None:

@@ -70,6 +70,19 @@ def sizes(folder: str, names: Iterable[str]) -> dict[str, int]:
     return {name: size for name in names if (size := found.get(name)) is not None}
 
 
+def tree(folder: str) -> dict[str, int]:
+    """Bytes of all objects below, by their path from there; one listing, however deep they lie."""
+    below = folder.rstrip("/") + "/"
+    with _explained():
+        try:
+            found = list(context().scanglob(f"{below}**"))
+        except FileNotFoundError:
+            found = []
+        if not found:
+            _absent_in_its_bucket(folder)
+    return {entry.path.removeprefix(below): entry.stat.size for entry in found if entry.stat and entry.is_file}
+
+
 def open_raw(path: str) -> io.RawIOBase:
     """An unbuffered, seekable stream."""
     with _explained():

@@ -1,6 +1,7 @@
 """Committed folders: `parent/name.attempt` exists once its marker is written, as the last file of all.
 
-Knows nothing of what is in them. Only the process that owns `parent` may mark, prune or sweep.
+Knows nothing of what is in them. Only the process that owns `parent` may mark, prune or sweep. Those of an object store
+can be scanned and verified; `mirror` writes them.
 """
 
 import dataclasses
@@ -75,6 +76,11 @@ def mark(folder: str, records: dict[str, FileRecord], content: dict[str, Any]) -
         publish.sync_folder(folder)
         publish.sync_folder(os.path.dirname(folder))
     publish.write_json(os.path.join(folder, MARKER), {**marker, _CHECKSUM: _checksum(marker)})
+
+
+def is_folder(name: str) -> bool:
+    """Whether a folder so named is staged or committed."""
+    return _FOLDER.fullmatch(name) is not None
 
 
 def scan(parent: str) -> list[Committed]:
@@ -152,12 +158,12 @@ def _marked(parent: str) -> Iterator[Committed]:
 
 def _read_marker(path: str) -> dict[str, Any] | None:
     """The marker without its own checksum; None where there is none, empty where it is damaged."""
-    with files.failures("read", path):
-        try:
-            with open(path, "rb") as stream:
-                data = stream.read()
-        except (FileNotFoundError, NotADirectoryError):
+    try:
+        data = files.read_bytes(path)
+    except StorageError as err:
+        if isinstance(err.__cause__, FileNotFoundError | NotADirectoryError):
             return None
+        raise
     try:
         marker = json.loads(data)
         expected = marker.pop(_CHECKSUM)

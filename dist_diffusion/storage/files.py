@@ -30,6 +30,7 @@ class _Store(Protocol):
     def list_names(self, folder: str) -> list[str]: ...
     def size(self, path: str) -> int: ...
     def sizes(self, folder: str, names: Iterable[str]) -> dict[str, int]: ...
+    def tree(self, folder: str) -> dict[str, int]: ...
     def open_raw(self, path: str) -> io.RawIOBase: ...
 
 
@@ -140,6 +141,16 @@ def sizes(folder: str, names: Iterable[str]) -> dict[str, int]:
         return _store(folder).sizes(folder, names)
 
 
+def tree(folder: str) -> dict[str, int]:
+    """Bytes of all files below a folder, by their path from there with slashes; empty where the folder is absent.
+
+    Without unpublished temporary files, and without names that would lead out of the folder.
+    """
+    with failures("list", folder):
+        found = _store(folder).tree(folder)
+    return {path: found[path] for path in sorted(found) if all(_is_plain(part) for part in path.split("/"))}
+
+
 def open_read(path: str) -> BinaryIO:
     """A buffered, seekable stream; failures while reading name the path too."""
     with failures("read", path):
@@ -169,6 +180,10 @@ def sha256(path: str) -> str:
         while count := cast(io.BufferedReader, stream).readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()
+
+
+def _is_plain(part: str) -> bool:
+    return part not in ("", ".", "..") and not part.startswith(TEMPORARY_PREFIX)
 
 
 def _store(path: str) -> _Store:

@@ -31,6 +31,11 @@ def list_names(folder: str) -> NoReturn:
     raise service.ServiceError("https:// cannot list a folder", "name the file itself, or use another kind of path")
 
 
+def tree(folder: str) -> NoReturn:
+    """ServiceError: there is no way to ask for the names."""
+    list_names(folder)
+
+
 def size(path: str) -> int:
     """Bytes of a file."""
     host, key = _split(path)

@@ -3,6 +3,7 @@
 Local files are written beside their destination, synced and renamed; a remote object is written once.
 """
 
+import hashlib
 import json
 import os
 import secrets
@@ -62,6 +63,28 @@ def copy(source: str, path: str) -> str:
         if files.sha256(temporary) != digest:
             raise StorageError(f"the copy of {source} for {path} is damaged: look at that disk, then try again")
     return digest
+
+
+def upload(source: str, path: str) -> None:
+    """Makes an object of a local file that nobody changes meanwhile, without a copy of it on the way."""
+    store = files.object_store(path)
+    with files.failures(f"copy {source} to", path):
+        store.upload(source, path)
+
+
+def download(source: str, path: str) -> str:
+    """Makes a local file of an object, which is read once; returns the hex sha256 of what came."""
+    digest = hashlib.sha256()
+    with (
+        atomic_file(path) as temporary,
+        files.open_read(source) as stream,
+        files.failures("write", path),
+        open(temporary, "xb") as copied,
+    ):
+        while block := stream.read(COPY_BYTES):
+            digest.update(block)
+            copied.write(block)
+    return digest.hexdigest()
 
 
 def link(source: str, path: str) -> None:

@@ -46,6 +46,15 @@ def sizes(folder: str, names: Iterable[str]) -> dict[str, int]:
     return {name: objects[name] for name in names if name in objects}
 
 
+def tree(folder: str) -> dict[str, int]:
+    """Bytes of all objects below, by their path from there."""
+    bucket, key = _split(folder)
+    skipped = len(key) + 1 if key else 0
+    with _listing(bucket):
+        pages = obstore().list(s3_store(bucket), prefix=key, chunk_size=1000)
+        return {entry["path"][skipped:]: entry["size"] for page in pages for entry in page if entry["path"] != key}
+
+
 def open_raw(path: str) -> io.RawIOBase:
     """An unbuffered, seekable stream."""
     bucket, key = _split(path)

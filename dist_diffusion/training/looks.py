@@ -3,7 +3,7 @@
 import os
 
 from dist_diffusion.config.schema import DiffusionRecipe
-from dist_diffusion.errors import CheckpointError, DataError, NonFiniteError, StorageError
+from dist_diffusion.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StorageError, alike
 from dist_diffusion.training.preview import preview
 from dist_diffusion.training.state import Run
 from dist_diffusion.training.validation import validate
@@ -16,8 +16,9 @@ FORGIVEN = (CheckpointError, DataError, NonFiniteError, StorageError)
 def look_at(run: Run, step: int) -> None:
     """Has the looks that are due at the newest commit, of `step`."""
     folder = run.checkpointer.folder_of(step)
-    show_preview(run, step, folder)
-    show_validation(run, step, folder)
+    with run.where.during("preview"):
+        show_preview(run, step, folder)
+        show_validation(run, step, folder)
 
 
 def put_off(run: Run, step: int) -> None:
@@ -66,6 +67,10 @@ def show_validation(run: Run, step: int, folder: str) -> None:
     except FORGIVEN as error:
         run.console.say(f"no validation of step {step}: {error}")
         return
+    best = run.recipe.checkpoint.best
+    if best is not None and best not in means:
+        with alike():
+            raise ConfigError(f"checkpoint.best={best}: the validation gives {', '.join(means)}")
     run.observer.validated(step, average, run.validation.images.num_images, means)
 
 

@@ -26,14 +26,17 @@ from dist_diffusion.training.state import Run
 def run_loop(run: Run) -> None:
     """Trains from run.step to train.steps and commits the end. Raises StoppedError after an agreed stop."""
     recipe = run.recipe
+    run.where.enter("first_step", run.step)
     if run.step < recipe.train.steps:
         # The first shards of a remote set may take long to arrive.
         wait_for_all(run.group, lambda: run.loader.is_ready)
     while run.step < recipe.train.steps:
+        run.where.at("data")
         with run.observer.waiting_for_data():
             batch = next(run.loader)
         result, log = train_step(run, batch)
         run.step = batch.step + 1
+        run.where.at("agree")
         stop = boundary(run, batch)
         run.observer.record(run.step, batch.digest, result, log)
         watch_for_divergence(run, result)
@@ -48,6 +51,7 @@ def run_loop(run: Run) -> None:
                 raise StoppedError(
                     f"stopped at step {run.step} as asked; the state is saved: run the same command again"
                 )
+        run.where.enter("step", run.step)
     finish(run)
 
 
@@ -64,7 +68,7 @@ def train_step(run: Run, batch: Batch) -> tuple[StepResult, Log]:
             seen.append(made.seen)
         return made.loss
 
-    result = run.engine.step(batch.step, len(micros), loss_of)
+    result = run.engine.step(batch.step, len(micros), loss_of, run.where.at)
     if run.task.history is not None and result.applied:
         run.task.history = update_history(run.task.history, run.group, seen)
     return result, added(logs)
@@ -150,20 +154,24 @@ def save(run: Run) -> None:
         check_replicas(run.engine, run.group, run.step)
     kept = {**run.data, **run.observer.totals, "commits": run.commits + 1}
     history = run.task.history
-    run.checkpointer.save(run.engine, run.step, kept, None if history is None else history.to_json())
+    with run.where.during("save"):
+        run.checkpointer.save(run.engine, run.step, kept, None if history is None else history.to_json())
 
 
 def settle(run: Run) -> None:
     """Waits for the commit in flight, if any, says how it ended, and has a look at it."""
     if not run.checkpointer.in_flight:
         return
-    outcome = run.checkpointer.settle()
+    with run.where.during("save"):
+        outcome = run.checkpointer.settle()
     if outcome.error is not None:
         run.console.say(f"the commit of step {outcome.step} failed, the one before stands: {outcome.error}")
         return
     run.saved_step = outcome.step
     run.commits += 1
     run.console.say(f"committed step {outcome.step} in {outcome.seconds:.1f} s")
+    if run.mirror is not None:
+        run.mirror.request()
     if run.stopping:
         put_off(run, outcome.step)
     else:

@@ -10,6 +10,7 @@ from importlib import metadata
 
 from dist_diffusion.distributed import group as groups
 from dist_diffusion.distributed.group import Group
+from dist_diffusion.distributed.whereabouts import Whereabouts
 from dist_diffusion.errors import (
     PEER_LOST,
     USER_ERROR,
@@ -37,6 +38,8 @@ class Place:
     """Rank 0's: a launcher may not hand its variables to other hosts."""
     cores: int
     """CPU cores that are this rank's."""
+    where: Whereabouts
+    """What this rank is at."""
 
 
 def environment(place: Place, threads: int) -> dict[str, object]:

@@ -14,8 +14,9 @@ from dist_diffusion.distributed.agreement import broadcast, on_rank_zero
 from dist_diffusion.distributed.environment import Topology, share_of_cores
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.distributed.signals import StopFlag
+from dist_diffusion.distributed.whereabouts import Whereabouts
 from dist_diffusion.engine.engine import TrainingEngine
-from dist_diffusion.errors import DONE, alike
+from dist_diffusion.errors import DONE, StorageError, alike
 from dist_diffusion.models.build import build as build_model
 from dist_diffusion.observe.console import Console
 from dist_diffusion.runs import lease as leases
@@ -23,6 +24,7 @@ from dist_diffusion.runs import verdict as verdicts
 from dist_diffusion.runs.layout import RunDir
 from dist_diffusion.storage import committed, publish
 from dist_diffusion.tasks.build import build as build_task
+from dist_diffusion.training.guards import LEAVE_S, make_mirror, restore_from_mirror, watched
 from dist_diffusion.training.looks import catch_up
 from dist_diffusion.training.loop import run_loop
 from dist_diffusion.training.observer import Observer
@@ -47,22 +49,26 @@ def train(recipe: TrainRecipe, topology: Topology, env: Mapping[str, str]) -> No
     lease = take_lease(group, run_dir, env)
     console = Console(run_dir.log(group.rank), group.rank)
     launch_id = broadcast(group, verdicts.unique_launch_id(env))
-    place = Place(run_dir, group, console, launch_id, share_of_cores(topology))
+    place = Place(run_dir, group, console, launch_id, share_of_cores(topology), Whereabouts())
     begun: list[Run] = []
     step: int | None = None
     try:
-        start = find_start(prepared, place, lease)
-        begin(prepared, place, threads, start)
-        step = start.step
-        begun.append(assemble(prepared, validation, place, stop, lease, start))
-        if start.commit is not None:
-            catch_up(begun[0], start.commit.path)
-        run_loop(begun[0])
-        console.say(f"done: {begun[0].step} steps")
-        if group.rank == 0:
-            record(place, DONE, "done", begun[0].step)
+        restore_from_mirror(recipe, place)
+        with watched(recipe, place):
+            start = find_start(prepared, place, lease)
+            begin(prepared, place, threads, start)
+            step = start.step
+            begun.append(assemble(prepared, validation, place, stop, lease, start))
+            if start.commit is not None:
+                catch_up(begun[0], start.commit.path)
+            run_loop(begun[0])
+        conclude(begun[0], place)
     except BaseException as error:
-        raise reported(error, place, begun[0].step if begun else step) from error
+        known = reported(error, place, begun[0].step if begun else step)
+        if begun and begun[0].mirror is not None:
+            begun[0].mirror.request()
+            begun[0].mirror.finish(LEAVE_S)
+        raise known from error
     finally:
         for run in begun:
             run.observer.close()
@@ -70,6 +76,22 @@ def train(recipe: TrainRecipe, topology: Topology, env: Mapping[str, str]) -> No
         if lease is not None:
             lease.release()
     groups.stop()
+
+
+def conclude(run: Run, place: Place) -> None:
+    """Leaves the verdict of a run that is done; StorageError where its mirror is not."""
+    run.console.say(f"done: {run.step} steps")
+    if run.group.rank == 0:
+        record(place, DONE, "done", run.step)
+    if run.mirror is not None:
+        run.observer.close()  # the last events are in the file then
+        run.mirror.request()
+        error = run.mirror.finish(None)
+        if error is not None:
+            verdicts.clear(place.run_dir.verdict)
+            raise StorageError(
+                f"the run is done, its mirror is behind: {error}. Run the same command again to finish it"
+            )
 
 
 def take_lease(group: Group, run_dir: RunDir, env: Mapping[str, str]) -> leases.Lease | None:
@@ -105,6 +127,8 @@ def begin(prepared: Prepared, place: Place, threads: int, start: Start) -> None:
         for path in start.checkpointer.sweep():
             console.say(f"removed {path}, which was never committed")
         publish.remove_folder(place.run_dir.dry_run)
+        for line in start.snapshots.begin_at(start.commit):
+            console.say(line)
 
     on_rank_zero(place.group, write)
 
@@ -155,6 +179,8 @@ def assemble(
         console=console,
         stop=stop,
         lease=lease,
+        mirror=make_mirror(recipe, place, lease),
+        where=place.where,
         epoch_images=prepared.order.steps_per_epoch * recipe.train.global_batch,
         data={"manifest": prepared.manifest.checksum, "classes": list(prepared.manifest.classes)},
         step=step,

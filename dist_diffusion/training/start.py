@@ -6,8 +6,10 @@ from dist_diffusion.config.load import from_dict
 from dist_diffusion.config.protected import ALLOW, changes, refuse_protected
 from dist_diffusion.distributed.agreement import broadcast
 from dist_diffusion.engine.checkpoint import Checkpointer
+from dist_diffusion.engine.snapshots import Snapshots
 from dist_diffusion.errors import CheckpointError, ConfigError, alike
 from dist_diffusion.observe.console import Console
+from dist_diffusion.observe.metrics import read
 from dist_diffusion.runs import lease as leases
 from dist_diffusion.storage import committed
 from dist_diffusion.storage.committed import Committed
@@ -21,6 +23,7 @@ class Start:
     """Where a run begins: at a commit, or at step 0."""
 
     checkpointer: Checkpointer
+    snapshots: Snapshots
     commit: Committed | None
     damaged: list[Committed]
     """Newer ones that cannot be used."""
@@ -37,13 +40,20 @@ def find_start(prepared: Prepared, place: Place, lease: leases.Lease | None) -> 
     """The newest commit, if it is of this run. Before anything is written: a refused start leaves the run as it was."""
     group, console = place.group, place.console
     attempt = broadcast(group, committed.new_attempt())
+
+    def may_write() -> bool:
+        return lease is not None and lease.holds()
+
+    snapshots = Snapshots(place.run_dir.averages, attempt, may_write)
     checkpointer = Checkpointer(
         place.run_dir.checkpoints,
         prepared.recipe,
         group,
         attempt,
         console.say,
-        may_write=lambda: lease is not None and lease.holds(),
+        may_write=may_write,
+        scores=lambda: scores(place.run_dir.validation, prepared.recipe.checkpoint.best),
+        snapshots=snapshots,
     )
     commit, damaged = checkpointer.newest()
     initial = None
@@ -51,7 +61,12 @@ def find_start(prepared: Prepared, place: Place, lease: leases.Lease | None) -> 
         check_same_run(prepared, commit, console)
     elif prepared.recipe.init_from is not None:
         initial = read_initial(prepared.recipe, prepared.manifest.classes, group)
-    return Start(checkpointer, commit, damaged, initial)
+    return Start(checkpointer, snapshots, commit, damaged, initial)
+
+
+def scores(path: str, column: str | None) -> dict[int, float]:
+    """What validated commits are worth by a column, by step; nothing where there is no column."""
+    return {row["step"]: row[column] for row in read(path) if row.get(column) is not None} if column else {}
 
 
 def check_same_run(prepared: Prepared, commit: Committed, console: Console) -> None:

@@ -7,10 +7,12 @@ from dist_diffusion.config.schema import TrainRecipe
 from dist_diffusion.data.loader import Loader
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.distributed.signals import StopFlag
+from dist_diffusion.distributed.whereabouts import Whereabouts
 from dist_diffusion.engine.checkpoint import Checkpointer
 from dist_diffusion.engine.engine import TrainingEngine
 from dist_diffusion.observe.console import Console
 from dist_diffusion.runs.lease import Lease
+from dist_diffusion.storage.mirror import Mirror
 from dist_diffusion.tasks.task import Task
 from dist_diffusion.training.observer import Observer
 from dist_diffusion.training.validation import Validation
@@ -32,6 +34,10 @@ class Run:
     stop: StopFlag
     lease: Lease | None
     """Held by rank 0."""
+    mirror: Mirror | None
+    """Of rank 0, where the recipe has one."""
+    where: Whereabouts
+    """What this rank is at."""
     epoch_images: int
     data: dict[str, Any]
     """What each commit says of the data."""

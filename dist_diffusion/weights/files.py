@@ -45,19 +45,20 @@ def write(path: str, tensors: dict[str, torch.Tensor], recipe: TrainRecipe, info
 
 def load(path: str) -> Export:
     """Reads an export; CheckpointError names the file where it is none of ours."""
-    with _opened(path) as stream:
+    with opened(path) as stream:
         recipe, info = _parsed(stream, path)
         return Export({name: stream.get_tensor(name) for name in stream.keys()}, recipe, info)  # noqa: SIM118
 
 
 def header(path: str) -> tuple[TrainRecipe, dict[str, Any]]:
     """Recipe and info of an export, without its tensors."""
-    with _opened(path) as stream:
+    with opened(path) as stream:
         return _parsed(stream, path)
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Any]:
+def opened(path: str) -> Iterator[Any]:
+    """Its tensors one by one, memory-mapped: what safetensors' safe_open gives."""
     if not files.exists(path):
         raise StorageError(f"{path}: no such export")
     try:

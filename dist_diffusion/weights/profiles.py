@@ -1,8 +1,8 @@
-"""Power-function averages (arXiv 2312.02696, section 3 and appendix C): which steps they weigh how much, and how one of any
-width is put together from others.
+"""Power-function averages (arXiv 2312.02696, section 3 and appendix C): how much each step weighs in them, and how one
+of any width is put together from others.
 
-With gamma the exponent, the average after T updates weighs step k by w_T(k) = (k/T)^(gamma + 1) - ((k-1)/T)^(gamma + 1),
-k = 1 ... T, which sum to one. Its width is relative: the standard deviation of k is about std * T, for every T.
+With gamma the exponent, step k weighs w_T(k) = (k/T)^(gamma + 1) - ((k-1)/T)^(gamma + 1) after T updates, k = 1 ... T,
+and all of them together one. The width is relative: the standard deviation of k is about std * T, for every T.
 """
 
 import math
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_STD = 1 / math.sqrt(12)
-"""All steps weighed alike (gamma = 0); profiles are narrower."""
+from dist_diffusion.config.averages import MAX_STD
+
+ROUNDING = 1e-7
+"""What a snapshot in fp32 is off, relatively."""
 CHUNK = 1 << 16
 """Steps that are summed over at a time."""
 
@@ -52,7 +54,7 @@ def std_of(exponent: float) -> float:
 
 
 def lerp_weight(updates: int, exponent: float) -> float:
-    """1 - b of the update e <- b e + (1 - b) p that is number `updates` = 1, 2, ...; b = (1 - 1/updates)^(exponent + 1)."""
+    """1 - b of update number t = 1, 2, ...: e <- b e + (1 - b) p with b = (1 - 1/t)^(exponent + 1)."""
     if updates == 1:
         return 1.0
     return -math.expm1((exponent + 1) * math.log1p(-1 / updates))
@@ -81,13 +83,15 @@ def gram(profiles: Sequence[Profile]) -> Floats:
 def solve(snapshots: Sequence[Profile], target: Profile) -> Solution:
     """Least squares over the steps, as appendix C.3 has it, among combinations whose coefficients sum to one.
 
-    So a weight that has not moved keeps its value, however few the snapshots. No two of them may be alike.
+    So a weight that has not moved keeps its value, however few the snapshots.
     """
     products = gram([*snapshots, target])
     norms = np.sqrt(np.diag(products))
     cosines = products / np.outer(norms, norms)
     ours, asked, ones = cosines[:-1, :-1], cosines[:-1, -1], 1 / norms[:-1]
-    free, step = np.linalg.solve(ours, np.stack([asked, ones], axis=1)).T
+    # Of two nearly alike, as after one update all are, neither then gets a large coefficient.
+    rounded = ours + ROUNDING**2 * np.eye(len(ours))
+    free, step = np.linalg.solve(rounded, np.stack([asked, ones], axis=1)).T
     best = free + step * (1 / norms[-1] - ones @ free) / (ones @ step)
     squared = 1 - 2 * best @ asked + best @ ours @ best
     return Solution(best * norms[-1] / norms[:-1], math.sqrt(max(float(squared), 0.0)))

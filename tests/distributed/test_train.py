@@ -4,13 +4,21 @@ import json
 import os
 import re
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from support import Launcher, column, rows, train_arguments
+from support import (
+    Launcher,
+    column,
+    largest_relative,
+    owner_of,
+    rows,
+    train_arguments,
+    wait_for_commit,
+    wait_for_step,
+)
 
 from dist_diffusion.diffusion.timesteps import WARM, LossHistory
 from dist_diffusion.runs import verdict
@@ -40,10 +48,6 @@ def two_ranks(train: Train, validated: list[str]) -> list[dict]:
 
 def lines(path: Path) -> list[str]:
     return path.read_text().splitlines(keepends=True)
-
-
-def largest_relative(a: list[float], b: list[float]) -> float:
-    return max(abs(x - y) / abs(y) for x, y in zip(a, b, strict=True))
 
 
 def test_every_layout_sees_the_same_batches_and_losses(
@@ -103,29 +107,6 @@ def test_loss_aware_timesteps_resume_bitwise(workplace: Path, train: Train) -> N
         committed.scan(str(workplace / name / "checkpoints"))[-1].marker["task"] for name in ("aware", "aware-parts")
     ]
     assert ends[0] == ends[1]
-
-
-def wait_for_step(run_dir: Path, step: int) -> int:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        if (run_dir / "metrics.jsonl").exists() and len((run_dir / "metrics.jsonl").read_text().splitlines()) >= step:
-            return step
-        time.sleep(0.02)
-    raise AssertionError(f"{run_dir} did not reach step {step}")
-
-
-def wait_for_commit(run_dir: Path, step: int) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        if any(found.marker["step"] >= step for found in committed.scan(str(run_dir / "checkpoints"))):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"{run_dir} did not commit step {step}")
-
-
-def owner_of(run_dir: Path) -> int:
-    """The process that holds the lease: rank 0."""
-    return json.loads((run_dir / "lease.json").read_text())["owner"]["pid"]
 
 
 def test_a_signal_is_an_agreed_stop_that_saves(launcher: Launcher, workplace: Path, train: Train) -> None:
@@ -192,23 +173,12 @@ def test_a_commit_with_a_flipped_byte_is_named_and_passed_over(
 class TestBadInput:
     """Exit code 2 and one message that names the file or key, under mpirun too, before training starts."""
 
-    def refused(self, launcher: Launcher, arguments: list[str], *parts: str, ranks: int = 2) -> None:
-        start = time.monotonic()
-        out, err = launcher.run(ranks, *arguments, code=2)
-        messages = [line for line in err.splitlines() if line.startswith("dist-diffusion: ")]
-        assert len(messages) == 1, err
-        for part in parts:
-            assert part in messages[0]
-        assert "Traceback" not in err
-        assert "step 1/" not in out
-        assert time.monotonic() - start < 60
-
     def test_missing_and_empty_shards(self, launcher: Launcher, workplace: Path) -> None:
         recipe = str(workplace / "diffusion.yaml")
         (workplace / "empty").mkdir()
         for name, part in (("nowhere", "does not exist"), ("empty", "is empty")):
             shards = str(workplace / name)
-            self.refused(launcher, ["train", recipe, f"run_dir={workplace}/x", f"data.shards={shards}"], shards, part)
+            launcher.refused(2, ["train", recipe, f"run_dir={workplace}/x", f"data.shards={shards}"], shards, part)
         assert not (workplace / "x").exists()
 
     def test_a_manifest_that_does_not_match(self, launcher: Launcher, workplace: Path) -> None:
@@ -219,13 +189,13 @@ class TestBadInput:
         tar = sorted(short.glob("*.tar"))[0]
         tar.write_bytes(tar.read_bytes()[:-512])
         arguments = ["train", str(workplace / "diffusion.yaml"), f"run_dir={workplace}/x", f"data.shards={short}"]
-        self.refused(launcher, arguments, tar.name, "bytes")
+        launcher.refused(2, arguments, tar.name, "bytes")
 
     def test_unknown_keys_and_batches_that_do_not_divide(self, launcher: Launcher, workplace: Path) -> None:
         arguments = train_arguments(workplace, "x")
-        self.refused(launcher, [*arguments, "optim.lrr=1"], "optim.lrr", "did you mean 'lr'")
-        self.refused(launcher, [*arguments, "train.global_batch=25"], "train.global_batch=25", "2 ranks")
-        self.refused(launcher, ["train", "gone.yaml"], "gone.yaml")
+        launcher.refused(2, [*arguments, "optim.lrr=1"], "optim.lrr", "did you mean 'lr'")
+        launcher.refused(2, [*arguments, "train.global_batch=25"], "train.global_batch=25", "2 ranks")
+        launcher.refused(2, ["train", "gone.yaml"], "gone.yaml")
         assert not (workplace / "x").exists()
 
     def test_a_checkpoint_of_another_architecture(
@@ -234,7 +204,7 @@ class TestBadInput:
         kept = [workplace / "two" / name for name in ("config.yaml", "exit.json", "environment.json")]
         before = [path.read_bytes() for path in kept]
         arguments = [*train_arguments(workplace, "two"), "model.channels=64"]
-        self.refused(launcher, arguments, "model.channels: 32 -> 64", str(workplace / "two"))
+        launcher.refused(2, arguments, "model.channels: 32 -> 64", str(workplace / "two"))
         assert [path.read_bytes() for path in kept] == before, "a refused start changed the run"
         assert not (workplace / "two/lease.json").exists()
 
@@ -245,7 +215,7 @@ class TestBadInput:
             wait_for_step(run_dir, 1)
             owner = owner_of(run_dir)
             before = (run_dir / "config.yaml").read_bytes()
-            self.refused(launcher, train_arguments(workplace, "busy"), str(run_dir), f"process {owner}")
+            launcher.refused(2, train_arguments(workplace, "busy"), str(run_dir), f"process {owner}")
             assert (run_dir / "config.yaml").read_bytes() == before
             assert holder.poll() is None
         finally:

@@ -13,6 +13,7 @@ from dist_diffusion.errors import CheckpointError, ConfigError, LaunchError, Sto
 from dist_diffusion.models.options import UNetOptions
 from dist_diffusion.storage import committed
 from dist_diffusion.weights import files
+from dist_diffusion.weights.posthoc import snapshot_file
 from dist_diffusion.weights.resolve import export_name, find, step_name
 
 RECIPE = resolve(DiffusionRecipe(data=DataOptions(image_size=8), model=UNetOptions(channels=32)), num_classes=3)
@@ -78,4 +79,50 @@ def test_wrong_commands(run: Path) -> None:
     Path(source).write_bytes(Path(source).read_bytes()[:-1] + b"?")
     with pytest.raises(StorageError, match="damaged"):
         export.run(str(run), [], ALONE)
+    assert not list(run.glob("*.safetensors"))
+
+
+def keep_averages(run: Path, step: int, *stds: float) -> None:
+    folder = committed.stage(str(run / "averages"), step_name(step), committed.new_attempt())
+    for std in stds:
+        info = {"average": f"std_{std:g}", "step": step}
+        files.save(f"{folder}/{snapshot_file(f'std_{std:g}')}", {"x": torch.tensor([step + std])}, RECIPE, info)
+    names = {f"std_{std:g}": std for std in stds}
+    content = {"format": 1, "step": step, "images": step, "updates": step, "stds": names}
+    committed.mark(folder, committed.describe(folder, map(snapshot_file, names)), content)
+
+
+def test_a_width_is_made_of_the_snapshots(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in range(1, 21):
+        keep_averages(run, step, 0.05, 0.1)
+    export.run(str(run), ["ema.std=0.07"], ALONE)
+    made = run / "export-std_0.07-step-000000020.safetensors"
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{made}: diffusion model, std_0.07 of step 20, 3 classes")
+    assert second.startswith("made of std_0.05, std_0.1 at 20 steps; its profile is 0.")
+    assert files.load(str(made)).info["average"] == "std_0.07"
+
+    export.run(f"{run}@7", ["ema.std=0.07", f"out={run}/early.safetensors"], ALONE)
+    assert capsys.readouterr().out.startswith(f"{run}/early.safetensors: diffusion model, std_0.07 of step 7")
+
+
+def test_a_profile_that_is_far_off_is_warned_of(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep_averages(run, 30, 0.05, 0.1)
+    export.run(str(run), ["ema.std=0.07"], ALONE)
+    _, made_of, warning = capsys.readouterr().out.splitlines()
+    assert made_of == "made of std_0.05, std_0.1 at 1 step; its profile is 4.80% off"
+    assert warning.startswith("warning: that is not quite an average of std 0.07: more snapshots")
+
+
+def test_wrong_widths(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ema=ema_0 is one average, ema.std=0.07 another: give one"):
+        export.run(str(run), ["ema=ema_0", "ema.std=0.07"], ALONE)
+    with pytest.raises(ConfigError, match=r"unknown key ema.stdd; did you mean 'std'"):
+        export.run(str(run), ["ema.stdd=0.07"], ALONE)
+    with pytest.raises(ConfigError, match=r"ema.std.*wide"):
+        export.run(str(run), ["ema.std=wide"], ALONE)
+    with pytest.raises(ConfigError, match="is an export already"):
+        export.run(find(str(run), None), ["ema.std=0.07"], ALONE)
+    with pytest.raises(CheckpointError, match="has no snapshots"):
+        export.run(str(run), ["ema.std=0.07"], ALONE)
     assert not list(run.glob("*.safetensors"))
