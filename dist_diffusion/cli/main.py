@@ -22,9 +22,11 @@ COMMANDS = {
     "sweep": "compare guidance scales and modes",
     "nll": "bits per dimension of a dataset under a model",
     "export": "make an average of a run's weights a file of its own",
+    "status": "what a run has done and is doing",
 }
 RECIPE_ARGUMENTS = (("CONFIG.yaml", "the recipe"), ("dotted.key=value", "settings that win over it"))
-OWN_ARGUMENTS = {
+OWN_ARGUMENTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "status": (("RUN", "a run directory, or its mirror in an object store"),),
     "export": (
         ("RUN", "a run, or RUN@STEP"),
         (
@@ -33,9 +35,12 @@ OWN_ARGUMENTS = {
             "ema=NAME: which of the commit's exports (default the first); "
             "ema.std=S: the average of relative width S, made from the run's snapshots (see ema.stds)",
         ),
-    )
+    ),
 }
 """Of the commands that read no recipe: what they take in its place."""
+OWN_FLAGS = {"status": {"--json": "print it as JSON"}}
+READING = ("status",)
+"""They change nothing, a launch script's verdict included."""
 LAUNCHERS_THAT_LEAVE_ORPHANS = ("openmpi", "mpich", "torchrun")
 WAIT_FOR_LAUNCHER_S = 30.0
 VERDICT_VARIABLE = "DIST_DIFFUSION_VERDICT"
@@ -48,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = [text for text in overrides if text.startswith("-")]
     if flags:
         parser().error(f"unknown option {flags[0]}")
+    if arguments.command in READING:
+        os.environ.pop(VERDICT_VARIABLE, None)
     topology = None
     try:
         topology = resolve(os.environ)
@@ -58,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_ranks_used(topology, os.environ)
         command = importlib.import_module(f"dist_diffusion.cli.{arguments.command}")
         if arguments.command in OWN_ARGUMENTS:
-            command.run(arguments.config, overrides, topology)
+            command.run(arguments.config, [*overrides, *arguments.flags], topology)
         else:
             command.run(arguments.config, overrides, arguments.print_config, topology)
     except DistDiffusionError as error:
@@ -77,9 +84,13 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=f"{help_text.capitalize()}.")
-        (first, meaning), (rest, settings) = OWN_ARGUMENTS.get(name, RECIPE_ARGUMENTS)
+        command.set_defaults(overrides=[], flags=[])
+        (first, meaning), *settings = OWN_ARGUMENTS.get(name, RECIPE_ARGUMENTS)
         command.add_argument("config", metavar=first, help=meaning)
-        command.add_argument("overrides", nargs="*", default=[], metavar=rest, help=settings)
+        for rest, explained in settings:
+            command.add_argument("overrides", nargs="*", default=[], metavar=rest, help=explained)
+        for flag, explained in OWN_FLAGS.get(name, {}).items():
+            command.add_argument(flag, dest="flags", action="append_const", const=flag, help=explained)
         if name not in OWN_ARGUMENTS:
             command.add_argument("--print-config", action="store_true", help="print the resulting recipe and end")
     return top

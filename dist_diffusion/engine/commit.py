@@ -33,6 +33,7 @@ class Job:
 def write_share(job: Job, rank: int) -> None:
     """One rank's slices and, after them, its report, in the staged folder."""
     name = slices.rank_file(rank)
+    slices.refuse_non_finite(job.snap)
     slices.write(job.snap, os.path.join(job.folder, name))
     record = committed.describe(job.folder, [name])[name]
     publish.write_json(os.path.join(job.folder, report_file(rank)), {name: asdict(record)})

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from dist_diffusion.engine.ema import ShardedEma
 from dist_diffusion.engine.layout import Segment, Shard, flat, torch_optimizer
-from dist_diffusion.errors import CheckpointError
+from dist_diffusion.errors import CheckpointError, NonFiniteError
 from dist_diffusion.storage import files
 
 MASTER = "fp32"
@@ -58,6 +58,17 @@ def snapshot(engine: Any, ema: ShardedEma, buffers: dict[str, torch.Tensor]) -> 
 def state_tensors(shard: Shard, state: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Flat views of a shard's master weights and moments."""
     return {MASTER: flat(shard.master), **{key: flat(state[key]) for key in MOMENTS}}
+
+
+def refuse_non_finite(snap: Snapshot) -> None:
+    """NonFiniteError names the parameters: a state from which no step could be made is never saved."""
+    for key, tensor in snap.tensors.items():
+        # Summed in double precision nothing overflows that is finite, and no mask of the tensor's size is made.
+        if not math.isfinite(tensor.sum(dtype=torch.float64).item()):
+            shard, _, what = key.partition(".")
+            pieces = [(s.name, tensor[s.offset : s.offset + s.numel]) for s in snap.segments[int(shard)]]
+            wrong = [name for name, piece in pieces if not piece.isfinite().all()]
+            raise NonFiniteError(f"{what} of {', '.join(wrong) or 'the padding'} is not finite")
 
 
 def write(snap: Snapshot, path: str) -> None:

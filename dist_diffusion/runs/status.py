@@ -1,9 +1,8 @@
 """What a run has done and is doing, from the files of its directory or of its mirror; nothing is written."""
 
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from dist_diffusion.runs import lease as leases
 from dist_diffusion.runs import verdict as verdicts
 from dist_diffusion.runs.layout import RunDir
 from dist_diffusion.runs.lease import Owner
+from dist_diffusion.runs.rows import last_row, rows
 from dist_diffusion.runs.verdict import Verdict
 from dist_diffusion.storage import committed, files, local
 from dist_diffusion.storage.committed import MARKER, Committed
@@ -26,7 +26,6 @@ MEANINGS = {
 }
 STILL_S = 60.0
 """A lease whose counter has stood for so long is taken over by the next start."""
-_TAIL = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -153,35 +152,6 @@ def read_status(path: str, observer: Owner, now: float) -> Status:
     )
 
 
-def last_row(path: str) -> dict[str, Any] | None:
-    """The last whole row of a file of JSON rows, read from its end; None where there is none."""
-    if not files.exists(path):
-        return None
-    with files.open_read(path) as stream:
-        end = stream.seek(0, os.SEEK_END)
-        length = _TAIL
-        while True:
-            start = max(0, end - length)
-            stream.seek(start)
-            # Before the first newline may be the end of a row, after the last the beginning of one.
-            lines = stream.read(end - start).split(b"\n")[1 if start else 0 : -1]
-            found = next(_rows(reversed(lines)), None)
-            if found is not None or not start:
-                return found
-            length *= 4
-
-
-def _rows(lines: Iterator[bytes]) -> Iterator[dict[str, Any]]:
-    """Of those lines that are rows: a crash may have torn some."""
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "step" in row:
-            yield row
-
-
 def _read_recipe(run: RunDir) -> dict[str, Any]:
     """config.yaml as it is: one of another version is no reason to say nothing."""
     if not files.exists(run.config):
@@ -219,8 +189,8 @@ def _best(options: Mapping[str, Any], run: RunDir, steps: Sequence[int]) -> Best
     column, sign = options.get("best"), 1 if options.get("best_is") == "highest" else -1
     if column is None or not files.exists(run.validation):
         return None
-    rows = _rows(iter(files.read_bytes(run.validation).splitlines()))
-    scores = {row["step"]: row[column] for row in rows if row.get(column) is not None and row["step"] in steps}
+    found = rows(files.read_bytes(run.validation).splitlines())
+    scores = {row["step"]: row[column] for row in found if row.get(column) is not None and row["step"] in steps}
     if not scores:
         return None
     step = max(scores, key=lambda step: (sign * scores[step], step))

@@ -9,6 +9,8 @@ import dataclasses
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,25 +52,31 @@ def rehearse(rehearsal: Rehearsal) -> None:
     """The dry run. StorageError where a checkpoint cannot be written, ConfigError where memory does not suffice."""
     place, start = rehearsal.place, time.monotonic()
     commit = save(rehearsal)
-    try:
+    with within_memory(place.group.device):
         make_step(rehearsal)
         make_preview(rehearsal, commit)
-        peak = max(gather(place.group, peak_memory(place.group.device)))
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            f"the dry run does not fit in the memory of {place.group.device}: {str(error).splitlines()[0]} Lower "
-            "train.micro_batch, or set engine.recompute=true, a higher engine.zero_stage or "
-            "engine.offload_optimizer=true"
-        ) from error
+    peak = max(gather(place.group, peak_memory(place.group.device)))
     rehearsal.checkpointer.restore(rehearsal.engine, commit.path, commit.marker)
     rehearsal.engine.clock.take()
     size = sum(record["size"] for record in commit.marker["files"].values())
-    on_rank_zero(place.group, lambda: publish.remove_folder(rehearsal.checkpointer.folder))
+    remove(rehearsal)
     memory = f"{peak / GIB:.2f} GiB of GPU memory at most, " if peak else ""
     place.console.say(
         f"dry run of a step and a checkpoint: {memory}{size / GIB:.2f} GiB a commit, {human(time.monotonic() - start)}"
     )
     warn_of_a_small_disk(rehearsal, size)
+
+
+@contextmanager
+def within_memory(device: torch.device) -> Iterator[None]:
+    """ConfigError says what to change where a block needs more memory than the device has."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the run does not fit in the memory of {device}: {str(error).splitlines()[0]} Lower train.micro_batch or "
+            "preview.num_images, raise engine.zero_stage, or set engine.recompute=true or engine.offload_optimizer=true"
+        ) from error
 
 
 def save(rehearsal: Rehearsal) -> Committed:
@@ -77,12 +85,18 @@ def save(rehearsal: Rehearsal) -> Committed:
     history = rehearsal.task.history
     checkpointer.save(rehearsal.engine, 0, {}, None if history is None else history.to_json())
     outcome = checkpointer.settle()
-    with alike():
-        if outcome.error is not None:
+    if outcome.error is not None:
+        remove(rehearsal)
+        with alike():
             raise StorageError(f"the dry run could not write a checkpoint: {outcome.error}")
     commit, _ = checkpointer.newest()
     assert commit is not None
     return commit
+
+
+def remove(rehearsal: Rehearsal) -> None:
+    """The dry run's folder."""
+    on_rank_zero(rehearsal.place.group, lambda: publish.remove_folder(rehearsal.checkpointer.folder))
 
 
 def make_step(rehearsal: Rehearsal) -> None:

@@ -30,7 +30,7 @@ from dist_diffusion.training.loop import run_loop
 from dist_diffusion.training.observer import Observer
 from dist_diffusion.training.place import Place, environment, record, reported
 from dist_diffusion.training.prepare import Prepared, decode_workers, make_loader, prepare
-from dist_diffusion.training.rehearsal import Rehearsal, rehearse
+from dist_diffusion.training.rehearsal import Rehearsal, rehearse, within_memory
 from dist_diffusion.training.start import Start, find_start
 from dist_diffusion.training.state import Run
 from dist_diffusion.training.validation import Validation, make_validation
@@ -150,7 +150,8 @@ def assemble(
         model = build_model(recipe.model, recipe.engine.recompute)
         if start.initial is not None:
             start.initial.fill(model, console.say)
-        engine = TrainingEngine(model, recipe, group)
+        with within_memory(group.device):
+            engine = TrainingEngine(model, recipe, group)
     if validation is not None:
         images = validation.images
         console.say(f"commits are validated on {images.num_images} samples of {images.path}")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dist_diffusion.engine.layout import Segment
-from dist_diffusion.engine.slices import Slices, Snapshot, rank_file, write
-from dist_diffusion.errors import CheckpointError
+from dist_diffusion.engine.slices import Slices, Snapshot, rank_file, refuse_non_finite, write
+from dist_diffusion.errors import CheckpointError, NonFiniteError
 
 A, B = torch.arange(7.0), torch.arange(100.0, 105.0)
 
@@ -43,3 +43,14 @@ def test_a_gap_is_named(tmp_path: Path) -> None:
     cut(tmp_path, [4])
     with pytest.raises(CheckpointError, match="lacks 3 of 7 elements of a's fp32"):
         Slices(str(tmp_path), [0]).full("a", "fp32", [7])
+
+
+def test_what_is_not_finite_is_never_written() -> None:
+    segments = [[Segment("a", 0, 0, 3), Segment("b", 0, 3, 2)]]
+    largest = torch.finfo(torch.float32).max
+    refuse_non_finite(Snapshot(segments, {"0.fp32": torch.full((5,), largest)}))
+    for value in (float("nan"), float("inf")):
+        tensor = torch.zeros(5)
+        tensor[4] = value
+        with pytest.raises(NonFiniteError, match="ema_0 of b is not finite"):
+            refuse_non_finite(Snapshot(segments, {"0.fp32": torch.zeros(5), "0.ema_0": tensor}))
