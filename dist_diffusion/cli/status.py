@@ -11,7 +11,8 @@ from dist_diffusion.distributed.environment import Topology
 from dist_diffusion.errors import ConfigError, alike
 from dist_diffusion.observe.throughput import human
 from dist_diffusion.runs.lease import Owner
-from dist_diffusion.runs.status import Commit, Ended, Owned, Status, read_status
+from dist_diffusion.runs.status import Commit, Owned, Status, read_status
+from dist_diffusion.storage import files
 
 JSON = "--json"
 
@@ -34,14 +35,14 @@ def in_words(status: Status) -> str:
         "run": f"{status.run}, task {status.task}",
         "step": f"{status.step} of {status.steps} ({status.step / status.steps:.1%}), {status.images} images",
         "last commit": _commit(status.last_commit),
-        "commits": ", ".join(map(str, status.commits)) or "none",
+        "commits": ", ".join(map(str, status.commits)) or None,
         "best": f"step {status.best.step}: {status.best.column} {status.best.value:.4g}" if status.best else None,
         "loss": None if status.loss is None else f"{status.loss:.4f}{_mean(status.loss_mean)}",
         "speed": _speed(status),
         "left out": f"{counts[0]} steps skipped, {counts[1]} samples replaced" if any(counts) else None,
         "ranks": None if status.world_size is None else f"{status.world_size} on {status.device}",
-        "running": _running(status.lease),
-        "verdict": _verdict(status.verdict),
+        "running": "a mirror does not tell" if files.is_remote(status.run) else _running(status.lease),
+        "verdict": _verdict(status),
         "mirror": status.mirror,
         "disk": _disk(status),
     }
@@ -79,13 +80,16 @@ def _running(lease: Owned | None) -> str:
     return f"{'probably' if lease.may_be_running else 'probably not'}: {who} holds the lease; {ago}"
 
 
-def _verdict(verdict: Ended | None) -> str:
+def _verdict(status: Status) -> str:
+    verdict = status.verdict
     if verdict is None:
-        return "none: it is running, or all its processes were killed"
+        killed = status.lease is not None and not status.lease.may_be_running
+        return "none: all its processes were killed" if killed else "none"
     step = "" if verdict.step is None else f" at step {verdict.step}"
     who = f"rank {verdict.rank} on {verdict.host}{step}, {verdict.time}, launch {verdict.launch_id}"
     before = " (of an earlier launch)" if verdict.earlier_launch else ""
-    return f"{verdict.code}, {verdict.meaning}{before}: {verdict.reason} ({who})"
+    reason = "" if verdict.reason == verdict.meaning else f": {verdict.reason}"
+    return f"{verdict.code}, {verdict.meaning}{before}{reason} ({who})"
 
 
 def _disk(status: Status) -> str:

@@ -20,9 +20,9 @@ from dist_diffusion.storage.committed import MARKER, Committed
 
 MEANINGS = {
     DONE: "done",
-    BUG: "a bug: the traceback is in the log",
-    USER_ERROR: "something to change first",
-    PLEASE_REQUEUE: "run the same command again",
+    BUG: "a bug",
+    USER_ERROR: "something to correct",
+    PLEASE_REQUEUE: "please requeue",
 }
 STILL_S = 60.0
 """A lease whose counter has stood for so long is taken over by the next start."""
