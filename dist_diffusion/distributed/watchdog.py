@@ -46,8 +46,10 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Once the process group is there and the log may be written."""
-        self._arm(self._limits[self._where.spot.phase])
+        """Once the process group is there and the log may be written. The limit of the present phase begins now."""
+        spot = self._where.spot
+        self._where.enter(spot.phase, spot.step)
+        self._arm(self._limits[spot.phase])
         if self._beats is not None:
             self._beats.start()
         self._thread.start()

@@ -100,7 +100,8 @@ def _others(ranks: Mapping[int, Seen], verb: str) -> str:
     if not ranks:
         return ""
     if len(ranks) == 1:
-        verb = {"are": "is", "wait": "waits"}[verb]
+        singular = {"are": "is", "wait": "waits"}[verb]
+        return f", the other {singular} at {_places(ranks)}"
     return f", the other {len(ranks)} {verb} at {_places(ranks)}"
 
 

@@ -80,4 +80,5 @@ def catch_up(run: Run, folder: str) -> None:
     if run.validation is None or not is_due(run, run.step, every) or run.observer.has_validated(run.step):
         return
     run.console.say(f"step {run.step} was committed, but not validated")
-    show_validation(run, run.step, folder)
+    with run.where.during("preview"):
+        show_validation(run, run.step, folder)

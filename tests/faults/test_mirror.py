@@ -13,7 +13,9 @@ import pytest
 from faults.proxy import Fault
 from faults.servers import ROOT, Service
 
-from dist_diffusion.errors import CheckpointError, StorageError
+from dist_diffusion.errors import CheckpointError, ConfigError, StorageError
+from dist_diffusion.runs.lease import Owner
+from dist_diffusion.runs.status import read_status
 from dist_diffusion.storage import committed, files, publish, restoring
 from dist_diffusion.storage.mirror import Mirror
 
@@ -110,6 +112,22 @@ def test_a_service_that_refuses_is_told_and_leaves_no_marker(store: Service, tmp
     store.proxy.inject()
     assert committed.scan(f"{remote}/checkpoints") == []
     assert mirror(run, remote) is None and content(remote) == content(str(run))
+
+
+def test_the_status_of_a_mirror(store: Service, tmp_path: Path) -> None:
+    run, remote = make_run(tmp_path / "run"), f"{store.root}/run"
+    publish.write_bytes(
+        str(run / "config.yaml"), b"{task: diffusion, train: {steps: 9, global_batch: 2}, checkpoint: {every: 1}}"
+    )
+    publish.write_bytes(str(run / "metrics.jsonl"), b'{"step": 3, "loss": 0.5}\n{"st')
+    assert mirror(run, remote) is None
+    found = read_status(remote, Owner.of_this_process({}), time.time())
+    assert (found.task, found.step, found.loss, found.commits) == ("diffusion", 3, 0.5, [1, 2])
+    assert found.last_commit and found.last_commit.marker_verifies and found.last_commit.bytes == SIZE + 3001
+    assert (found.lease, found.last_commit.age_s, found.disk_free_bytes) == (None, None, None)
+    assert found.disk_used_bytes > 2 * SIZE
+    with pytest.raises(ConfigError, match="absent: no such run directory"):
+        read_status(f"{store.root}/absent", Owner.of_this_process({}), time.time())
 
 
 MIRRORING = """

@@ -22,8 +22,8 @@ from dist_diffusion.distributed.heartbeats import Rhythm
 from dist_diffusion.distributed.watchdog import Watchdog
 from dist_diffusion.distributed.whereabouts import Phase, Whereabouts
 
-RHYTHM = Rhythm(look_s=0.1, post_s=0.3, still_s=1.0, grace_s=2.0, last_words_s=0.5, linger_s=1.0)
-STEP_S = 2.5
+RHYTHM = Rhythm(look_s=0.1, post_s=0.3, still_s=1.5, grace_s=2.0, last_words_s=0.5, linger_s=1.0)
+STEP_S = 3.0
 LIMITS: dict[Phase, float] = {"start": 60.0, "first_step": 60.0, "step": STEP_S, "save": 60.0, "preview": 60.0}
 
 Hang = Callable[[], None]
@@ -46,6 +46,11 @@ def stop_here() -> None:
 def hang_at_data(where: Whereabouts, hang: Hang | None) -> None:
     take_step(where, 0, None)
     take_step(where, 1, hang)
+
+
+def begin_slowly(where: Whereabouts, hang: Hang | None) -> None:
+    time.sleep(5 * RHYTHM.look_s)
+    take_step(where, 0, None)
 
 
 def hang_in_a_save(where: Whereabouts, hang: Hang | None) -> None:
@@ -90,6 +95,7 @@ CASES = {
     "save": Case(2, hang_in_a_save, 1, wait_for_a_shard),
     "healthy": Case(2, go_on),
     "rank 0 leaves first": Case(2, go_on),
+    "ended": Case(1, begin_slowly),
     "alone": Case(1, hang_at_data, 0, wait_for_a_shard),
     "no verdict": Case(1, hang_at_data, 0, wait_for_a_shard),
     "lock": Case(1, hang_at_data, 0, hold_the_lock),
@@ -118,6 +124,8 @@ def run(name: str, rank: int, port: int) -> None:
         print(text, file=sys.stderr, flush=True)
 
     where = Whereabouts()
+    # What came before the watch is not counted.
+    where.spot = where.spot._replace(since=where.spot.since - 1000)
     watchdog = Watchdog(where, LIMITS, rank, case.world_size, say, leave_verdict, "log", RHYTHM)
     watchdog.start()
     case.work(where, case.hang if rank == case.hanging else None)
@@ -126,9 +134,9 @@ def run(name: str, rank: int, port: int) -> None:
     watchdog.stop()
     left = {thread.name for thread in threading.enumerate()} & {"watchdog", "heartbeats"}
     assert not left, left
-    if name == "healthy":
+    if name == "ended":
         # Longer than what ends a process whose threads cannot.
-        time.sleep(LIMITS["step"] + RHYTHM.grace_s + 1)
+        time.sleep(STEP_S + RHYTHM.grace_s + 0.5)
     print("done", flush=True)
     os._exit(0)
 

@@ -14,8 +14,9 @@ import bench
 import numpy as np
 import pytest
 import torch
-from benchmarks import data, data_images, data_peers, setting, timing
+from benchmarks import checkpoint, data, data_images, data_peers, options, ranks, saving, setting, state_bytes, timing
 from benchmarks.data_images import ImageSet
+from benchmarks.state_bytes import Layout, Sizes, formula, gradients, live_bytes
 from benchmarks.timing import MIN_ROUNDS, Row, alternate, alternate_measured, compared, seconds_an_image, table
 from PIL import Image
 
@@ -203,3 +204,84 @@ def test_the_bare_loop_is_of_all_processes_together(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(data_peers, "WINDOW_S", 0.2)
     seconds = [data_peers.bare_decode([b""] * 3, lambda _: time.sleep(0.002), processes) for processes in (1, 3)]
     assert seconds[0] >= 0.002 and 2 < seconds[0] / seconds[1] < 4
+
+
+def test_the_state_is_shared_out_as_the_stage_says() -> None:
+    sizes = Sizes(all=1000, largest=300, persistent=50)
+
+    def total(layout: Layout, world_size: int = 4) -> float:
+        return sum(formula(layout, sizes, world_size).values())
+
+    averages = state_bytes.NUM_AVERAGES * 4 * 250
+    assert total(Layout(0, "fp32")) == 12_000 + averages
+    assert total(Layout(1, "fp32")) == total(Layout(2, "fp32")) == 4000 + 12 * 250 + averages
+    assert total(Layout(1, "bf16")) == 2000 + 12 * 250 + averages
+    assert total(Layout(3, "fp32")) == 20 * 250 + 4 * 50 + averages
+    assert total(Layout(3, "bf16")) == 16 * 250 + 2 * 50 + averages
+    assert total(Layout(3, "fp32", offload=True)) - total(Layout(3, "fp32")) == 4 * 250
+    found = [gradients(Layout(stage, "fp32"), sizes, 4) for stage in range(4)]
+    assert found == [4000, 4000, 1000, 0]
+
+
+def test_what_lives_is_counted_once_with_its_gradient() -> None:
+    before = live_bytes()
+    weight = torch.zeros(1000, requires_grad=True)
+    views = [weight.detach()[i:] for i in range(5)]
+    weight.grad = torch.zeros(1000)
+    after = live_bytes()
+    assert sum(after[address] for address in after.keys() - before) == 8000 and len(views) == 5
+    del weight, views
+    assert not live_bytes().keys() - before
+
+
+def test_ranks_see_the_whole_batch_once_in_micro_batches() -> None:
+    batch = setting.task_batch(0)
+    pieces = [piece for first in (0, 8) for piece in setting.pieces(batch, range(first, first + 8), 2)]
+    assert [len(piece.images) for piece in pieces] == [2] * 8
+    torch.testing.assert_close(torch.cat([piece.images for piece in pieces]), batch.images)
+    torch.testing.assert_close(torch.cat([piece.draws["noise"] for piece in pieces]), batch.draws["noise"])
+
+
+def test_a_program_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InternalError, match=r"No module named benchmarks\.absent"):
+        ranks.report_of("absent", 1, 1)
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    assert ranks.environment(3)["OMP_NUM_THREADS"] == "3"
+    assert ranks.environment(3)["PYTHONPATH"].split(":") == [str(ranks.ROOT / "tools"), str(ranks.ROOT)]
+
+
+def test_saves_are_told_in_milliseconds_and_bytes() -> None:
+    taken = {name: [(0.1 * i, 0.5 * i)] * 3 for i, name in enumerate(("ours", "first", "bare", "deepspeed"), 1)}
+    found = {row.name: row for row in checkpoint.save_rows(taken, {"ours": 4 * 2**20, "deepspeed": 2**20})}
+    blocked = found["a save blocks the loop; peer: bare copy of the same bytes"]
+    assert (blocked.ours, blocked.peer) == (100.0, pytest.approx(300.0)) and blocked.ratio == pytest.approx(3.0)
+    assert found["bytes of a save; peer: DeepSpeed's save_checkpoint"].ratio == 0.25
+    assert [row.ours for row in found.values() if row.unit == "MiB/s"] == [8.0]
+
+
+def test_the_largest_rank_stands_for_all() -> None:
+    sizes = state_bytes.network_sizes()
+    expected = sum(formula(Layout(1, "fp32"), sizes, ranks.NUM_RANKS).values())
+    between_steps, _ = checkpoint.layout_rows(Layout(1, "fp32"), [[round(expected), 0], [round(2 * expected), 0]])
+    assert between_steps.ratio == pytest.approx(0.5) and between_steps.ours_spread[0] == pytest.approx(expected / 2**20)
+
+
+def test_a_part_is_added_to_the_step_without_it(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = {"1 average": 0.1, "4 averages": 0.4, "drift check": 1.0, "whereabouts": 0.0, "watchdog": 0.01}
+    found = {row.name.split(",")[1].split(";")[0].strip(): row for row in options.part_rows(parts, [1.1] * 3)}
+    assert found["1 average"].ours == pytest.approx(1100) and found["1 average"].peer == pytest.approx(1000)
+    assert found["4 averages"].ours == pytest.approx(1400)
+    assert found["drift check"].ours == pytest.approx(1001), "one every 1000 steps"
+    assert found["watchdog"].ours == pytest.approx(1011), "its share of a core, for as long as a step takes"
+    assert "drift check, every 1000 steps: 1.000 ms a step" in capsys.readouterr().out
+
+
+def test_as_many_bytes_are_written_and_read_as_the_commit_has(tmp_path: Path) -> None:
+    content = torch.arange(100, dtype=torch.uint8)
+    saving.bare_write(tmp_path / "file", content, 250)
+    written = (tmp_path / "file").read_bytes()
+    assert written == (bytes(range(100)) * 3)[:250]
+    into = torch.zeros(60, dtype=torch.uint8)
+    saving.bare_read([tmp_path / "file"], into)
+    assert bytes(into.tolist()) == written[240:] + written[190:240]
+    assert saving.num_bytes(tmp_path) == 250

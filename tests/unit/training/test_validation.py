@@ -27,6 +27,7 @@ from dist_diffusion.config.schema import (
 )
 from dist_diffusion.diffusion.options import DiffusionOptions, ObjectiveOptions
 from dist_diffusion.distributed.group import Group
+from dist_diffusion.distributed.whereabouts import Whereabouts
 from dist_diffusion.draws import Uniform
 from dist_diffusion.engine.clock import ForwardClock
 from dist_diffusion.engine.engine import StepResult
@@ -192,6 +193,7 @@ def run(tmp_path: Path, shard_folder: Path, group: Group) -> Callable[..., Simpl
             observer=Observer(RunDir(str(tmp_path)), recipe, group, console, 8, {}, ForwardClock(group.device)),
             console=console,
             step=8,
+            where=Whereabouts(),
             commits=2,
         )
 
