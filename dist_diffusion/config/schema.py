@@ -57,8 +57,9 @@ class TrainOptions:
 class OptimOptions:
     """The optimizer and its learning-rate schedule, in images seen."""
 
-    name: Literal["adamw", "adam"] = "adamw"
-    """How weight_decay acts: on the weights themselves (adamw), or through the gradients (adam)."""
+    name: Literal["adamw", "adam", "nadamw"] = "adamw"
+    """How weight_decay acts: on the weights themselves (adamw), or through the gradients (adam). nadamw is adamw with
+    Nesterov's momentum."""
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -149,8 +150,8 @@ class WatchdogOptions:
     first_step_s: float = 1800.0
     """With it come the first shards, and what is compiled."""
     step_s: float = 600.0
-    save_s: float = 1800.0
-    """While training waits for a commit."""
+    save_s: float = 2400.0
+    """While training waits for a commit; engine.timeout_s ends one that a rank does not write."""
     preview_s: float = 3600.0
     """Also a validation."""
 

@@ -17,12 +17,12 @@ from dist_diffusion.engine.clock import ForwardClock
 from dist_diffusion.engine.ds_config import ds_config
 from dist_diffusion.engine.ema import ShardedEma
 from dist_diffusion.engine.layout import local_shards, owned_shards, torch_optimizer
-from dist_diffusion.engine.optimizer import GatedAdamW, learning_rate, make_optimizer
+from dist_diffusion.engine.optimizer import GatedAdamW, GatedNAdamW, learning_rate, make_optimizer
 from dist_diffusion.engine.state import fresh_state
 from dist_diffusion.errors import ConfigError
 from dist_diffusion.models.layers import TimestepSequential
 
-ZERO_SUPPORTED_OPTIMIZERS.append(GatedAdamW)
+ZERO_SUPPORTED_OPTIMIZERS.extend((GatedAdamW, GatedNAdamW))
 
 LossOf = Callable[[int], torch.Tensor]
 """The loss of the i-th micro-batch, with a graph through the engine."""

@@ -1,7 +1,8 @@
 """The optimizer and its learning rate."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -21,9 +22,45 @@ class GatedAdamW(torch.optim.AdamW):
         return None
 
 
+class GatedNAdamW(GatedAdamW):
+    """The same with Nesterov's momentum (Dozat 2016): the step uses the momentum as it will be after the next gradient,
+    if that is like this one. Its state is AdamW's.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """The update, unless it is held back."""
+        assert closure is None
+        for param_group in self.param_groups if self.apply_updates else ():
+            _nesterov(param_group, self.state)
+        return None
+
+
+def _nesterov(param_group: dict[str, Any], state: Mapping[torch.Tensor, dict[str, Any]]) -> None:
+    """p <- (1 - lr wd) p - lr (b1 m / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)."""
+    params = [p for p in param_group["params"] if p.grad is not None]
+    if not params:
+        return
+    gradients = [p.grad for p in params]
+    steps, first, second = ([state[p][key] for p in params] for key in ("step", "exp_avg", "exp_avg_sq"))
+    rate, (b1, b2) = param_group["lr"], param_group["betas"]
+    torch._foreach_add_(steps, 1)
+    t = float(steps[0])
+    torch._foreach_lerp_(first, gradients, 1 - b1)
+    torch._foreach_mul_(second, b2)
+    torch._foreach_addcmul_(second, gradients, gradients, value=1 - b2)
+    ahead = torch._foreach_mul(first, b1 / (1 - b1 ** (t + 1)))
+    torch._foreach_add_(ahead, gradients, alpha=(1 - b1) / (1 - b1**t))
+    spread = torch._foreach_sqrt(second)
+    torch._foreach_div_(spread, (1 - b2**t) ** 0.5)
+    torch._foreach_add_(spread, param_group["eps"])
+    torch._foreach_mul_(params, 1 - rate * param_group["weight_decay"])
+    torch._foreach_addcdiv_(params, ahead, spread, value=-rate)
+
+
 def make_optimizer(module: torch.nn.Module, options: OptimOptions) -> GatedAdamW:
-    """Over all parameters: AdamW (arXiv 1711.05101), or Adam (arXiv 1412.6980), whose decay is added to gradients."""
-    optimizer = GatedAdamW(
+    """Over all parameters: AdamW (arXiv 1711.05101), NAdamW, or Adam (arXiv 1412.6980): decay is added to gradients."""
+    optimizer = (GatedNAdamW if options.name == "nadamw" else GatedAdamW)(
         module.parameters(),
         lr=options.lr,
         betas=options.betas,
@@ -32,7 +69,7 @@ def make_optimizer(module: torch.nn.Module, options: OptimOptions) -> GatedAdamW
         fused=True,
     )
     for param_group in optimizer.param_groups:
-        param_group["decoupled_weight_decay"] = options.name == "adamw"
+        param_group["decoupled_weight_decay"] = options.name != "adam"
     return optimizer
 
 

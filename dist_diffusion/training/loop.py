@@ -28,8 +28,7 @@ def run_loop(run: Run) -> None:
     recipe = run.recipe
     run.where.enter("first_step", run.step)
     if run.step < recipe.train.steps:
-        # The first shards of a remote set may take long to arrive.
-        wait_for_all(run.group, lambda: run.loader.is_ready)
+        await_data(run)
     while run.step < recipe.train.steps:
         run.where.at("data")
         with run.observer.waiting_for_data():
@@ -53,6 +52,19 @@ def run_loop(run: Run) -> None:
                 )
         run.where.enter("step", run.step)
     finish(run)
+
+
+def await_data(run: Run) -> None:
+    """Until every rank has its first batch: the first shards of a remote set may take long to arrive."""
+    run.where.at("data")
+
+    def is_ready() -> bool:
+        ready = run.loader.is_ready
+        if ready:
+            run.where.at("others")
+        return ready
+
+    wait_for_all(run.group, is_ready)
 
 
 def train_step(run: Run, batch: Batch) -> tuple[StepResult, Log]:

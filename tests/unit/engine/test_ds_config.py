@@ -86,6 +86,29 @@ def test_adam_adds_the_decay_to_the_gradients() -> None:
         assert torch.equal(ours.weight, theirs.weight)
 
 
+def test_nesterov_momentum_is_torchs_without_its_schedule() -> None:
+    """torch.optim.NAdam's momentum decay tends to b1 as momentum_decay tends to none: 0.96^(large) vanishes."""
+    ours, theirs = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    mine = make_optimizer(ours, OptimOptions(name="nadamw", lr=0.1, weight_decay=0.5))
+    peer = torch.optim.NAdam(
+        theirs.parameters(), lr=0.1, weight_decay=0.5, decoupled_weight_decay=True, momentum_decay=1e9
+    )
+    for parameter in ours.parameters():
+        moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+        mine.state[parameter] = {"step": torch.tensor(0.0), **moments}
+    for k in range(4):
+        for module, optimizer in ((ours, mine), (theirs, peer)):
+            optimizer.zero_grad()
+            module(torch.tensor([[1.0, -2.0, k]])).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+    mine.apply_updates = False
+    before = ours.weight.clone()
+    mine.step()
+    assert torch.equal(ours.weight, before)
+
+
 def test_fp16_and_offload_are_derived() -> None:
     engine = EngineOptions(zero_stage=2, precision="fp16", loss_scale=2**10, loss_scale_floor=4, offload_optimizer=True)
     derived = ds_config(DiffusionRecipe(engine=engine), 1)

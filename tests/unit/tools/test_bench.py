@@ -242,12 +242,17 @@ def test_ranks_see_the_whole_batch_once_in_micro_batches() -> None:
     torch.testing.assert_close(torch.cat([piece.draws["noise"] for piece in pieces]), batch.draws["noise"])
 
 
-def test_a_program_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_fails_says_why() -> None:
     with pytest.raises(InternalError, match=r"No module named benchmarks\.absent"):
         ranks.report_of("absent", 1, 1)
+
+
+def test_ranks_do_not_inherit_a_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
-    assert ranks.environment(3)["OMP_NUM_THREADS"] == "3"
-    assert ranks.environment(3)["PYTHONPATH"].split(":") == [str(ranks.ROOT / "tools"), str(ranks.ROOT)]
+    monkeypatch.setenv("MASTER_PORT", "1")
+    environment = ranks.environment(threads=3)
+    assert "MASTER_PORT" not in environment and environment["OMP_NUM_THREADS"] == "3"
+    assert environment["PYTHONPATH"].split(":") == [str(ranks.ROOT / "tools"), str(ranks.ROOT)]
 
 
 def test_saves_are_told_in_milliseconds_and_bytes() -> None:
