@@ -8,8 +8,9 @@ from dist_diffusion.config.load import load_options
 from dist_diffusion.config.schema import ExportOptions, TrainRecipe
 from dist_diffusion.distributed.environment import Topology
 from dist_diffusion.errors import ConfigError, alike
+from dist_diffusion.runs.layout import step_name
 from dist_diffusion.storage import files, publish
-from dist_diffusion.weights.resolve import find, run_and_step, step_name
+from dist_diffusion.weights.resolve import find, run_and_step
 
 
 def run(run_path: str, overrides: Sequence[str], topology: Topology) -> None:

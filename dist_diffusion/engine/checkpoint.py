@@ -28,12 +28,12 @@ from dist_diffusion.engine.commit import (
     write_share,
 )
 from dist_diffusion.engine.engine import TrainingEngine
-from dist_diffusion.engine.keeping import kept
 from dist_diffusion.engine.snapshots import Snapshots
 from dist_diffusion.errors import CheckpointError, DistDiffusionError, RunInUseError, StorageError, alike
+from dist_diffusion.runs.keeping import kept
+from dist_diffusion.runs.layout import step_name, step_of
 from dist_diffusion.storage import committed
 from dist_diffusion.storage.committed import Committed
-from dist_diffusion.weights.resolve import step_name, step_of
 
 FORMAT = 1
 

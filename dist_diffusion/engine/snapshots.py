@@ -14,10 +14,11 @@ from dist_diffusion.config.load import from_dict
 from dist_diffusion.config.schema import TrainRecipe
 from dist_diffusion.engine.commit import num_updates, write_average
 from dist_diffusion.errors import DistDiffusionError, RunInUseError, StorageError
+from dist_diffusion.runs.layout import step_name, step_of
 from dist_diffusion.storage import committed, files, publish
 from dist_diffusion.storage.committed import Committed
 from dist_diffusion.weights.posthoc import FORMAT, snapshot_file
-from dist_diffusion.weights.resolve import export_name, step_name, step_of
+from dist_diffusion.weights.resolve import export_name
 
 Marker = Mapping[str, Any]
 """What a commit says of itself."""

@@ -3,6 +3,18 @@
 import os
 from dataclasses import dataclass
 
+STEP_DIGITS = 9
+
+
+def step_name(step: int) -> str:
+    """The name of a step's commit; zero-padded so that names sort by step."""
+    return f"step-{step:0{STEP_DIGITS}d}"
+
+
+def step_of(name: str) -> int:
+    """The step of a commit's name."""
+    return int(name.removeprefix("step-"))
+
 
 @dataclass(frozen=True)
 class RunDir:

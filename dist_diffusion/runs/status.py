@@ -11,7 +11,8 @@ import yaml
 from dist_diffusion.errors import BUG, DONE, PLEASE_REQUEUE, USER_ERROR, ConfigError
 from dist_diffusion.runs import lease as leases
 from dist_diffusion.runs import verdict as verdicts
-from dist_diffusion.runs.layout import RunDir
+from dist_diffusion.runs.keeping import best
+from dist_diffusion.runs.layout import RunDir, step_of
 from dist_diffusion.runs.lease import Owner
 from dist_diffusion.runs.rows import last_row, rows
 from dist_diffusion.runs.verdict import Verdict
@@ -121,7 +122,7 @@ def read_status(path: str, observer: Owner, now: float) -> Status:
     row = last_row(run.metrics) or {}
     commits = committed.scan(run.checkpoints)
     steps, batch = recipe["train"]["steps"], recipe["train"]["global_batch"]
-    step = max([row.get("step", 0), *map(_step_of, commits[-1:])])
+    step = max([row.get("step", 0), *(step_of(commit.name) for commit in commits[-1:])])
     owned = _read_lease(run.lease, observer, now)
     environment = files.read_json(run.environment) if files.exists(run.environment) else {}
     rate = row.get("images_per_s")
@@ -139,8 +140,8 @@ def read_status(path: str, observer: Owner, now: float) -> Status:
         replaced_samples=row.get("replaced_samples"),
         eta_s=(steps - step) * batch / rate if running and rate else None,
         last_commit=_described(commits[-1], now) if commits else None,
-        commits=[_step_of(commit) for commit in commits],
-        best=_best(recipe["checkpoint"], run, [_step_of(commit) for commit in commits]),
+        commits=[step_of(commit.name) for commit in commits],
+        best=_best(recipe["checkpoint"], run, [step_of(commit.name) for commit in commits]),
         world_size=environment.get("world_size"),
         device=environment.get("device"),
         launch_id=environment.get("launch_id"),
@@ -170,14 +171,10 @@ def _read_recipe(run: RunDir) -> dict[str, Any]:
     return found
 
 
-def _step_of(commit: Committed) -> int:
-    return int(commit.marker["step"] if commit.marker else commit.name.rpartition("-")[2])
-
-
 def _described(commit: Committed, now: float) -> Commit:
     listed = commit.marker.get("files", {}).values()
     return Commit(
-        step=_step_of(commit),
+        step=step_of(commit.name),
         path=commit.path,
         marker_verifies=bool(commit.marker),
         bytes=sum(record["size"] for record in listed) if commit.marker else None,
@@ -186,15 +183,13 @@ def _described(commit: Committed, now: float) -> Commit:
 
 
 def _best(options: Mapping[str, Any], run: RunDir, steps: Sequence[int]) -> Best | None:
-    column, sign = options.get("best"), 1 if options.get("best_is") == "highest" else -1
+    column = options.get("best")
     if column is None or not files.exists(run.validation):
         return None
     found = rows(files.read_bytes(run.validation).splitlines())
-    scores = {row["step"]: row[column] for row in found if row.get(column) is not None and row["step"] in steps}
-    if not scores:
-        return None
-    step = max(scores, key=lambda step: (sign * scores[step], step))
-    return Best(step, column, scores[step])
+    scores = {row["step"]: row[column] for row in found if row.get(column) is not None}
+    step = best(steps, scores, options["best_is"])
+    return None if step is None else Best(step, column, scores[step])
 
 
 def _read_lease(path: str, observer: Owner, now: float) -> Owned | None:

@@ -3,20 +3,8 @@
 import os
 
 from dist_diffusion.errors import CheckpointError, ConfigError
-from dist_diffusion.runs.layout import RunDir
+from dist_diffusion.runs.layout import RunDir, step_name
 from dist_diffusion.storage import committed, files
-
-STEP_DIGITS = 9
-
-
-def step_name(step: int) -> str:
-    """The name of a step's commit; zero-padded so that names sort by step."""
-    return f"step-{step:0{STEP_DIGITS}d}"
-
-
-def step_of(name: str) -> int:
-    """The step of a commit's name."""
-    return int(name.removeprefix("step-"))
 
 
 def export_name(average: str) -> str:

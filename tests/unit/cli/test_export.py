@@ -11,10 +11,11 @@ from dist_diffusion.config.schema import DataOptions, DiffusionRecipe
 from dist_diffusion.distributed.environment import Topology
 from dist_diffusion.errors import CheckpointError, ConfigError, LaunchError, StorageError
 from dist_diffusion.models.options import UNetOptions
+from dist_diffusion.runs.layout import step_name
 from dist_diffusion.storage import committed
 from dist_diffusion.weights import files
 from dist_diffusion.weights.posthoc import snapshot_file
-from dist_diffusion.weights.resolve import export_name, find, step_name
+from dist_diffusion.weights.resolve import export_name, find
 
 RECIPE = resolve(DiffusionRecipe(data=DataOptions(image_size=8), model=UNetOptions(channels=32)), num_classes=3)
 ALONE = Topology(0, 1, 0, 1, "none", None, None)

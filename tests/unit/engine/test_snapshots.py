@@ -14,9 +14,10 @@ from dist_diffusion.engine import slices
 from dist_diffusion.engine.layout import Segment
 from dist_diffusion.engine.snapshots import Snapshots, is_due
 from dist_diffusion.models.options import UNetOptions
+from dist_diffusion.runs.layout import step_name
 from dist_diffusion.storage import committed
 from dist_diffusion.weights import files
-from dist_diffusion.weights.resolve import export_name, step_name
+from dist_diffusion.weights.resolve import export_name
 
 RECIPE = resolve(
     DiffusionRecipe(

@@ -11,11 +11,11 @@ from dist_diffusion.config.resolve import resolve
 from dist_diffusion.config.schema import DataOptions, DiffusionRecipe
 from dist_diffusion.errors import CheckpointError, ConfigError, StorageError
 from dist_diffusion.models.options import UNetOptions
+from dist_diffusion.runs.layout import step_name
 from dist_diffusion.storage import committed
 from dist_diffusion.weights import files
 from dist_diffusion.weights.posthoc import FORMAT, reconstruct, snapshot_file
 from dist_diffusion.weights.profiles import exponent, lerp_weight
-from dist_diffusion.weights.resolve import step_name
 
 RECIPE = resolve(DiffusionRecipe(data=DataOptions(image_size=8), model=UNetOptions(channels=32)), num_classes=3)
 STEPS = 100

@@ -12,10 +12,11 @@ from dist_diffusion.config.schema import DataOptions, DiffusionRecipe
 from dist_diffusion.errors import CheckpointError, ConfigError, StorageError
 from dist_diffusion.models.build import build
 from dist_diffusion.models.options import UNetOptions
+from dist_diffusion.runs.layout import step_name
 from dist_diffusion.storage import committed
 from dist_diffusion.weights import files
 from dist_diffusion.weights.load import load_model
-from dist_diffusion.weights.resolve import export_name, find, step_name
+from dist_diffusion.weights.resolve import export_name, find
 
 MODEL = UNetOptions(channels=32, num_res_blocks=1, channel_mult=(1, 2), attention_resolutions=(4,))
 RECIPE = resolve(DiffusionRecipe(data=DataOptions(image_size=8), model=MODEL), num_classes=3)

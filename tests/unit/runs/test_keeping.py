@@ -1,7 +1,7 @@
 """Which commits stay."""
 
 from dist_diffusion.config.schema import CheckpointOptions
-from dist_diffusion.engine.keeping import best, kept
+from dist_diffusion.runs.keeping import best, kept
 
 STEPS = range(10, 101, 10)
 
@@ -16,8 +16,8 @@ def test_the_newest_the_multiples_and_the_best_stay() -> None:
 
 
 def test_a_score_of_a_commit_that_is_gone_counts_for_nothing() -> None:
-    assert best([30, 40], CheckpointOptions(), {10: 0.0, 40: 2.0}) == 40
-    assert best([30], CheckpointOptions(), {10: 0.0}) is None
+    assert best([30, 40], {10: 0.0, 40: 2.0}, "lowest") == 40
+    assert best([30], {10: 0.0}, "lowest") is None
 
 
 def test_what_was_kept_as_best_goes_once_a_better_one_is_there() -> None:

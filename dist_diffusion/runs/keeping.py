@@ -13,12 +13,12 @@ def kept(steps: Iterable[int], options: CheckpointOptions, scores: Mapping[int, 
     stay = set(ascending[-options.keep :])
     if options.keep_every is not None:
         stay |= {step for step in ascending if step % options.keep_every == 0}
-    found = best(ascending, options, scores)
+    found = best(ascending, scores, options.best_is)
     return stay if found is None else stay | {found}
 
 
-def best(steps: Iterable[int], options: CheckpointOptions, scores: Mapping[int, float]) -> int | None:
-    """The step of the best score, the later one of equals; None where no step has one."""
-    sign = 1 if options.best_is == "highest" else -1
+def best(steps: Iterable[int], scores: Mapping[int, float], best_is: str) -> int | None:
+    """The step of the lowest or highest score, the later one of equals; None where no step has one."""
+    sign = 1 if best_is == "highest" else -1
     scored = [(sign * scores[step], step) for step in steps if step in scores]
     return max(scored)[1] if scored else None
