@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also runs where the package is not installed
 
-from benchmarks import adm, data, tricks
+from benchmarks import adm, checkpoint, data, options, tricks
 from benchmarks.timing import Row, table
 
 from dist_diffusion.errors import USER_ERROR, DistDiffusionError, StorageError
@@ -27,8 +27,8 @@ SUBCOMMANDS: dict[str, tuple[Measure, str]] = {
         "the network's forward pass against guided-diffusion's",
     ),
     "train": (
-        lambda arguments: adm.bench_train(arguments.seconds),
-        "the whole training step against guided-diffusion's",
+        lambda arguments: bench_train(arguments),
+        "the whole training step against guided-diffusion's, and with each engine option against without it",
     ),
     "tricks": (
         lambda arguments: tricks.bench_tricks(arguments.seconds),
@@ -37,11 +37,15 @@ SUBCOMMANDS: dict[str, tuple[Measure, str]] = {
     "data": (
         lambda arguments: data.bench_data(
             arguments.seconds,
-            arguments.threads or len(os.sched_getaffinity(0)),
+            all_threads(arguments),
             arguments.small,
             arguments.large,
         ),
         "the loader and make_shards against bare loops, guided-diffusion's loader and webdataset's",
+    ),
+    "checkpoint": (
+        lambda arguments: checkpoint.bench_checkpoint(arguments.seconds, all_threads(arguments), arguments.folder),
+        "saves and resumes of two ranks against bare copies, writes and reads and against DeepSpeed's own",
     ),
 }
 
@@ -62,12 +66,24 @@ def main() -> None:
         arguments.json.write_text(json.dumps([row.to_json() for row in rows], indent=1) + "\n")
 
 
+def bench_train(arguments: argparse.Namespace) -> list[Row]:
+    """The options have a third of the time; what is compiled, which takes minutes, has as much again."""
+    share, threads = arguments.seconds / 3, all_threads(arguments)
+    rows = [*adm.bench_train(2 * share), *options.bench_options(share, threads)]
+    return [*rows, *(options.bench_compile(share, threads) if arguments.compile else [])]
+
+
 def check_writable(path: Path) -> None:
     """StorageError now and not after minutes of measuring. What the file holds stays until the rows are there."""
     try:
         path.open("a").close()
     except OSError as error:
         raise StorageError(f"--json {path} cannot be written ({error.strerror}): choose another path") from error
+
+
+def all_threads(arguments: argparse.Namespace) -> int:
+    """That the processes of a measurement share."""
+    return arguments.threads or len(os.sched_getaffinity(0))
 
 
 def num_threads(text: str) -> int:
@@ -86,9 +102,13 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
         command.add_argument("--seconds", type=float, default=180.0, help="time to measure for (%(default)s)")
         command.add_argument("--threads", type=num_threads, help="CPU threads; default: as torch chooses")
+        if name == "train":
+            command.add_argument("--compile", action="store_true", help="engine.compile too, which takes minutes more")
         if name == "data":
             command.add_argument("--small", type=Path, metavar="FOLDER", help="class folders of 32-pixel JPEGs to read")
             command.add_argument("--large", type=Path, metavar="FOLDER", help="class folders of photographs to read")
+        if name == "checkpoint":
+            command.add_argument("--folder", type=Path, help="an existing one, to write to; default: the temporary one")
     return top
 
 

@@ -188,7 +188,7 @@ def _best(options: Mapping[str, Any], run: RunDir, steps: Sequence[int]) -> Best
         return None
     found = rows(files.read_bytes(run.validation).splitlines())
     scores = {row["step"]: row[column] for row in found if row.get(column) is not None}
-    step = best(steps, scores, options["best_is"])
+    step = best(steps, scores, options.get("best_is", "lowest"))
     return None if step is None else Best(step, column, scores[step])
 
 

@@ -9,9 +9,9 @@ from benchmarks.setting import (
     NETWORKS,
     NUM_CLASSES,
     check,
-    one_process,
     our_network,
     our_training_step,
+    process_group,
     random_weights,
     recipe_of,
     task_batch,
@@ -35,7 +35,7 @@ def bench_model(seconds: float) -> list[Row]:
 
 def bench_train(seconds: float) -> list[Row]:
     """The whole step: noise, loss, backward, AdamW, EMA; the peer's through its own TrainLoop."""
-    with one_process() as group:
+    with process_group() as group:
         return [row for options in NETWORKS for row in step_rows(options, seconds / len(NETWORKS), group)]
 
 

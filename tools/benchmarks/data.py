@@ -161,7 +161,7 @@ def loader_rows(place: Place, seconds: float, processes: int) -> list[Row]:
         with closing(peers.webdataset_batches(place.shards, image_set.batch, processes)) as batches:
             return measured(batches)
 
-    taken = alternate_measured(
+    taken: dict[str, list[float]] = alternate_measured(
         {
             "ours": ours,
             "bare decode loop": partial(peers.bare_decode, image_set.originals, peers.decode, processes),
@@ -188,7 +188,7 @@ def scaled_row(place: Place, seconds: float, processes: int) -> Row:
             return seconds_an_image(loader, image_set.batch)
 
     peer = partial(peers.bare_decode, image_set.originals, peers.decode_and_resize(image_set.size), processes)
-    taken = alternate_measured({"ours": ours, "peer": peer}, seconds)
+    taken: dict[str, list[float]] = alternate_measured({"ours": ours, "peer": peer}, seconds)
     return compared(f"loader, {image_set.title}; peer: bare decode loop, in full, then resized", 1, **taken)
 
 
@@ -211,7 +211,8 @@ def write_row(place: Place, seconds: float, processes: int) -> Row:
         least = min(seconds_of(write, place.part) for _ in range(PART_ROUNDS))
         return lambda: (seconds_of(write, place.tree) - least) / more
 
-    taken = alternate_measured({"ours": measured(make_shards), "peer": measured(peers.bare_write)}, seconds)
+    measures = {"ours": measured(make_shards), "peer": measured(peers.bare_write)}
+    taken: dict[str, list[float]] = alternate_measured(measures, seconds)
     return compared(f"make_shards, write {place.images.title}; peer: bare read and write", 1, **taken)
 
 

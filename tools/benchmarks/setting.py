@@ -14,6 +14,7 @@ from dist_diffusion.config.schema import DataOptions, DiffusionRecipe, EmaOption
 from dist_diffusion.distributed import group as groups
 from dist_diffusion.distributed.environment import resolve as resolve_launch
 from dist_diffusion.distributed.group import Group
+from dist_diffusion.engine.ds_config import micro_batch
 from dist_diffusion.engine.engine import TrainingEngine
 from dist_diffusion.errors import InternalError
 from dist_diffusion.models.build import build
@@ -67,9 +68,9 @@ def random_weights(options: UNetOptions) -> dict[str, torch.Tensor]:
     }
 
 
-def our_network(options: UNetOptions, state: dict[str, torch.Tensor]) -> nn.Module:
+def our_network(options: UNetOptions, state: dict[str, torch.Tensor], recompute: bool = False) -> nn.Module:
     """The network with these weights."""
-    network = build(recipe_of(options, "fp32").model)
+    network = build(recipe_of(options, "fp32").model, recompute)
     network.load_state_dict(state)
     return network
 
@@ -87,9 +88,19 @@ def task_batch(seed: int) -> TaskBatch:
     return TaskBatch(images, torch.randint(NUM_CLASSES, (BATCH,), generator=generator), draws)
 
 
+def pieces(batch: TaskBatch, rows: range, size: int) -> list[TaskBatch]:
+    """Rows of a batch, in micro-batches."""
+    return [
+        TaskBatch(
+            batch.images[i : i + size], batch.labels[i : i + size], {k: v[i : i + size] for k, v in batch.draws.items()}
+        )
+        for i in range(rows.start, rows.stop, size)
+    ]
+
+
 @contextmanager
-def one_process() -> Iterator[Group]:
-    """A process group of this process alone."""
+def process_group() -> Iterator[Group]:
+    """Of the ranks that were launched, else of this process alone."""
     group = groups.start(resolve_launch(os.environ), TIMEOUT_S)
     try:
         yield group
@@ -99,16 +110,26 @@ def one_process() -> Iterator[Group]:
 
 def our_training_step(recipe: DiffusionRecipe, state: dict[str, torch.Tensor], group: Group) -> Callable[[], None]:
     """A step of our engine as the training loop makes it, draws included."""
-    network = build(recipe.model, recipe.engine.recompute)
-    network.load_state_dict(state)
-    task = build_task(recipe, group.device)
-    engine = TrainingEngine(network.train(), recipe, group)
-    steps = iter(range(10**9))
+    return step_of(our_engine(recipe, state, group))
+
+
+def our_engine(recipe: DiffusionRecipe, state: dict[str, torch.Tensor], group: Group) -> TrainingEngine:
+    """With these weights."""
+    assert isinstance(recipe.model, UNetOptions)
+    return TrainingEngine(our_network(recipe.model, state, recipe.engine.recompute).train(), recipe, group)
+
+
+def step_of(engine: TrainingEngine) -> Callable[[], None]:
+    """A step over this rank's rows of a batch, a new one each time."""
+    group, steps = engine.group, iter(range(10**9))
+    task, size = build_task(engine.recipe, group.device), micro_batch(engine.recipe, group.world_size)
+    share = BATCH // group.world_size
+    rows = range(group.rank * share, (group.rank + 1) * share)
 
     def step() -> None:
         number = next(steps)
-        batch = task_batch(number)
-        engine.step(number, 1, lambda i: task.loss(engine, batch).loss)
+        micro_batches = pieces(task_batch(number), rows, size)
+        engine.step(number, len(micro_batches), lambda i: task.loss(engine, micro_batches[i]).loss)
 
     return step
 

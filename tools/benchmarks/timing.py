@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+Measured = TypeVar("Measured")
 
 MIN_ROUNDS = 3
 MAX_ROUNDS = 50
@@ -52,15 +54,17 @@ def alternate(candidates: Mapping[str, Callable[[], object]], seconds: float) ->
     return alternate_measured({name: partial(_seconds_of, call) for name, call in candidates.items()}, seconds)
 
 
-def alternate_measured(candidates: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, list[float]]:
-    """As `alternate`, of calls that return what they measured of themselves."""
+def alternate_measured(
+    candidates: Mapping[str, Callable[[], Measured]], seconds: float, agree: Callable[[bool], bool] = bool
+) -> dict[str, list[Measured]]:
+    """As `alternate`, of calls that return what they measured of themselves; ranks `agree` on when the time is up."""
     order, random_order = list(candidates), random.Random(0)
-    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    taken: dict[str, list[Measured]] = {name: [] for name in candidates}
     for call in candidates.values():
         call()
     end = time.perf_counter() + seconds
     for round_ in range(MAX_ROUNDS):
-        if round_ >= MIN_ROUNDS and time.perf_counter() > end:
+        if round_ >= MIN_ROUNDS and agree(time.perf_counter() > end):
             break
         random_order.shuffle(order)
         for name in order:

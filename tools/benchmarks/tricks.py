@@ -12,9 +12,9 @@ from benchmarks.setting import (
     BATCH,
     IMAGE_SIZE,
     WITH_FULL_RESOLUTION,
-    one_process,
     our_network,
     our_training_step,
+    process_group,
     random_weights,
     recipe_of,
     task_batch,
@@ -51,7 +51,7 @@ def against(name: str, seconds: float, ours: Call, peer: Call) -> Row:
 
 def whole_steps(seconds: float, options: UNetOptions, state: dict[str, torch.Tensor]) -> list[Row]:
     """bf16 against fp32, and keeping activations against recomputing them."""
-    with one_process() as group:
+    with process_group() as group:
         recipes = {
             "all": recipe_of(options, "autocast"),
             "bf16 autocast": recipe_of(options, "fp32"),
