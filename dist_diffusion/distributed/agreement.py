@@ -83,10 +83,12 @@ def patiently_on_rank_zero(group: Group, work: Callable[[], Result]) -> Result:
     if group.rank:
         wait_for_all(group, lambda: True)
         return on_rank_zero(group, work)
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work)
-        wait_for_all(group, future.done)
-        return on_rank_zero(group, future.result)
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(work)
+    # Where a peer is lost meanwhile, the work is not waited for: the process is about to end.
+    pool.shutdown(wait=False)
+    wait_for_all(group, future.done)
+    return on_rank_zero(group, future.result)
 
 
 def together(group: Group, work: Callable[[], Result]) -> Result:

@@ -83,8 +83,8 @@ class Checkpointer:
 
     @property
     def finished(self) -> bool:
-        """Whether rank 0 knows the outcome of the save in flight."""
-        return self.group.rank == 0 and self.in_flight and self._outcome is not None
+        """Whether rank 0 is done with the save in flight, its snapshot and pruning with it."""
+        return self.group.rank == 0 and self._thread is not None and not self._thread.is_alive()
 
     def of_folder(self, folder: str) -> "Checkpointer":
         """The same for another folder, with host memory of its own."""
@@ -112,9 +112,9 @@ class Checkpointer:
 
     def settle(self) -> Outcome:
         """Waits for the save in flight and agrees on its outcome: all ranks call it together."""
-        assert self._thread is not None
-        wait_for_all(self.group, lambda: self._outcome is not None)
-        self._thread.join()
+        thread = self._thread
+        assert thread is not None
+        wait_for_all(self.group, lambda: not thread.is_alive())
         self._thread = None
         outcome = broadcast(self.group, self._outcome)
         assert isinstance(outcome, Outcome)

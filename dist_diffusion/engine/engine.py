@@ -27,6 +27,8 @@ ZERO_SUPPORTED_OPTIMIZERS.extend((GatedAdamW, GatedNAdamW))
 LossOf = Callable[[int], torch.Tensor]
 """The loss of the i-th micro-batch, with a graph through the engine."""
 At = Callable[[str], None]
+VERSIONS_A_BLOCK = 4
+"""Of compiled code: with gradients and without, and for a last batch of another size."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class TrainingEngine:
             self.deepspeed: Any = deepspeed.initialize(
                 model=module,
                 optimizer=optimizer,
-                config=ds_config(recipe, group.world_size),
+                config=ds_config(recipe, group.world_size, sum(p.numel() for p in module.parameters())),
                 dist_init_required=False,
             )[0]
         except pydantic.ValidationError as error:
@@ -148,9 +150,11 @@ def refuse_unsupported(recipe: TrainRecipe, device: torch.device) -> None:
 
 def compile_blocks(module: nn.Module) -> None:
     """torch.compile of every block by itself: what they share is compiled once, and names stay as they are."""
-    for block in module.modules():
-        if isinstance(block, TimestepSequential):
-            block.compile()
+    blocks = [block for block in module.modules() if isinstance(block, TimestepSequential)]
+    # They are all of one class: beyond so many versions of its forward pass torch would leave the rest as it is.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS_A_BLOCK * len(blocks))
+    for block in blocks:
+        block.compile()
 
 
 def loss_scaler(engine: Any) -> Any:

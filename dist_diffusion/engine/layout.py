@@ -52,8 +52,16 @@ def local_shards(engine: Any) -> list[Shard]:
 def owned_shards(engine: Any) -> list[Shard]:
     """What this rank averages and writes: all it updates, or at stage 0 its share of the replicas."""
     shards = local_shards(engine)
-    replicated = engine.zero_optimization_stage() == 0
-    return shards[dist.get_rank() :: dist.get_world_size()] if replicated else shards
+    if engine.zero_optimization_stage():
+        return shards
+    shares: list[list[Shard]] = [[] for _ in range(dist.get_world_size())]
+    loads = [0] * len(shares)
+    # Weights and biases alternate, so dealing them out in turn would give all weights to one of two ranks.
+    for shard in sorted(shards, key=lambda shard: shard.master.numel(), reverse=True):
+        rank = loads.index(min(loads))
+        shares[rank].append(shard)
+        loads[rank] += shard.master.numel()
+    return shares[dist.get_rank()]
 
 
 def _stage_3(optimizer: Any, names: dict[torch.Tensor, str]) -> list[Shard]:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from dist_diffusion.storage import files, publish
@@ -24,8 +25,9 @@ class MetricsFile:
             self._stream.flush()
 
     def close(self) -> None:
-        """Closes the file."""
-        self._stream.close()
+        """Closes the file. A row that could not be written was told of by `append`: it must not end the run again."""
+        with suppress(OSError):
+            self._stream.close()
 
 
 def read(path: str) -> list[dict[str, Any]]:

@@ -60,7 +60,8 @@ def await_data(run: Run) -> None:
 
     def is_ready() -> bool:
         ready = run.loader.is_ready
-        if ready:
+        # Once: whereabouts compare ranks by how many moves they have made, and this is asked many times.
+        if ready and run.where.spot.stage == "data":
             run.where.at("others")
         return ready
 

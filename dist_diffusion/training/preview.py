@@ -20,7 +20,8 @@ def preview(recipe: DiffusionRecipe, export: str, group: Group) -> np.ndarray:
     models = Models(together(group, lambda: load_model(export, device=group.device)))
     generate = make_generator(models, options.sampler, guidance, recipe.seed, group.device)
     share = range(group.rank, options.num_images, group.world_size)
-    mine = dict(zip(share, generate(share)[0], strict=True)) if share else {}
+    # Together: where one rank's images are not finite, none may wait for them.
+    mine = together(group, lambda: dict(zip(share, generate(share)[0], strict=True)) if share else {})
     made = {index: image for part in gather(group, mine) for index, image in part.items()}
     images = np.stack([made[i] for i in range(options.num_images)])
     return grid(images, columns=max(1, round(options.num_images**0.5)))

@@ -1,5 +1,6 @@
 """A training command from recipe to verdict: assemble, run, and say how it ended."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,6 @@ import torch
 from dist_diffusion import draws
 from dist_diffusion.config.load import to_yaml
 from dist_diffusion.config.schema import TrainRecipe
-from dist_diffusion.diffusion.timesteps import LossHistory
 from dist_diffusion.distributed import group as groups
 from dist_diffusion.distributed.agreement import broadcast, on_rank_zero
 from dist_diffusion.distributed.environment import Topology, share_of_cores
@@ -31,7 +31,7 @@ from dist_diffusion.training.observer import Observer
 from dist_diffusion.training.place import Place, environment, record, reported
 from dist_diffusion.training.prepare import Prepared, decode_workers, make_loader, prepare
 from dist_diffusion.training.rehearsal import Rehearsal, rehearse, within_memory
-from dist_diffusion.training.start import Start, find_start
+from dist_diffusion.training.start import Start, find_start, history_from
 from dist_diffusion.training.state import Run
 from dist_diffusion.training.validation import Validation, make_validation
 
@@ -119,7 +119,9 @@ def begin(prepared: Prepared, place: Place, threads: int, start: Start) -> None:
 
     def write() -> None:
         verdicts.clear(place.run_dir.verdict)
-        publish.write_bytes(place.run_dir.config, to_yaml(recipe).encode())
+        # What was allowed once is not for ever: the run may be gone on with from this file.
+        once = dataclasses.replace(recipe, allow_config_change=False)
+        publish.write_bytes(place.run_dir.config, to_yaml(once).encode())
         publish.write_json(place.run_dir.environment, environment(place, threads))
         # Otherwise the damaged ones would stay the newest: sampled from, and kept by pruning.
         for found in start.damaged:
@@ -146,12 +148,12 @@ def assemble(
     groups.set_deterministic(recipe.engine.deterministic)
     task = build_task(recipe, group.device)
     torch.manual_seed(draws.key(recipe.seed, "weights", 0))
-    with alike():
+    # One rank alone may lack memory: that is not told alike.
+    with within_memory(group.device), alike():
         model = build_model(recipe.model, recipe.engine.recompute)
         if start.initial is not None:
             start.initial.fill(model, console.say)
-        with within_memory(group.device):
-            engine = TrainingEngine(model, recipe, group)
+        engine = TrainingEngine(model, recipe, group)
     if validation is not None:
         images = validation.images
         console.say(f"commits are validated on {images.num_images} samples of {images.path}")
@@ -164,8 +166,7 @@ def assemble(
     else:
         start.checkpointer.restore(engine, start.commit.path, start.commit.marker)
         kept = start.commit.marker["extra"]
-        if task.history is not None:
-            task.history = LossHistory.from_json(start.commit.marker["task"])
+        task.history = history_from(start.commit, task.history, console.say)
         console.say(f"resuming at step {step} from {start.commit.path}")
     observer = Observer(place.run_dir, recipe, group, console, step, kept, engine.clock)
     return Run(

@@ -1,9 +1,12 @@
 """Where a run begins: at its newest commit, at another model's weights, or at fresh ones."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from dist_diffusion.config.load import from_dict
 from dist_diffusion.config.protected import ALLOW, changes, refuse_protected
+from dist_diffusion.diffusion.timesteps import WARM, LossHistory
 from dist_diffusion.distributed.agreement import broadcast
 from dist_diffusion.engine.checkpoint import Checkpointer
 from dist_diffusion.engine.snapshots import Snapshots
@@ -16,6 +19,7 @@ from dist_diffusion.storage.committed import Committed
 from dist_diffusion.training.initial import Initial, read_initial
 from dist_diffusion.training.place import Place
 from dist_diffusion.training.prepare import Prepared
+from dist_diffusion.weights.shapes import Shapes, network_shapes
 
 
 @dataclass(frozen=True)
@@ -82,11 +86,47 @@ def check_same_run(prepared: Prepared, commit: Committed, console: Console) -> N
             )
         changed = changes(from_dict(marker["recipe"], commit.path), recipe)
         refuse_protected(changed, commit.path, recipe.allow_config_change)
+        shapes = {name: tuple(shape) for name, shape in marker["state"]["shapes"].items()}
+        refuse_another_network(commit.path, shapes, network_shapes(recipe.model))
         if marker["step"] > recipe.train.steps:
             raise ConfigError(
                 f"train.steps={recipe.train.steps}, but {commit.path} has done {marker['step']} steps already"
             )
     if before != now:
         console.say(f"changed since the commit: the data's checksum: {before[:12]} -> {now[:12]}")
+        if recipe.model.num_classes:
+            say_other_classes(marker["extra"]["classes"], prepared.manifest.classes, console.say)
     for change in changed:
         console.say(f"changed since the commit: {change}")
+
+
+def refuse_another_network(commit: str, before: Shapes, now: Shapes) -> None:
+    """CheckpointError names the first parameter that differs."""
+    for name in {**before, **now}:
+        if before.get(name) != now.get(name):
+            raise CheckpointError(
+                f"{commit} is of another network: {name} is {before.get(name)} there, {now.get(name)} in this recipe: "
+                "start a new run_dir with init_from"
+            )
+
+
+def say_other_classes(before: Sequence[str], now: Sequence[str], say: Callable[[str], None]) -> None:
+    """Names the first label that stands for another class than it was trained for."""
+    for label, (old, new) in enumerate(zip_longest(before, now)):
+        if old != new:
+            say(f"changed since the commit: label {label} was the class {old} and is {new} now, maybe others, too")
+            return
+
+
+def history_from(commit: Committed, fresh: LossHistory | None, say: Callable[[str], None]) -> LossHistory | None:
+    """The commit's losses by timestep, for a task that has them; `fresh`, said aloud, where it has none of these."""
+    if fresh is None:
+        return None
+    held = commit.marker["task"] and LossHistory.from_json(commit.marker["task"])
+    if held and len(held.counts) == len(fresh.counts):
+        return held
+    say(
+        f"objective.timesteps=loss_aware: the commit has no losses of these {len(fresh.counts)} timesteps: they are "
+        f"drawn uniformly until each was seen {WARM} times"
+    )
+    return fresh

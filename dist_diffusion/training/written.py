@@ -21,7 +21,7 @@ class Written:
             if moved:
                 console.say(f"{moved} rows of {path} past step {start_step} moved to {stale_path}")
         self.metrics = MetricsFile(run.metrics)
-        self.tensorboard = TensorBoard(run.tensorboard, purge_step=start_step + 1)
+        self.tensorboard = TensorBoard(run.tensorboard, start_step + 1, console.say)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Of metrics.jsonl; its numbers are in TensorBoard, too."""

@@ -9,6 +9,7 @@ import torch
 from benchmarks.setting import BELOW_FULL_RESOLUTION, our_empty_network, pieces, recipe_of, task_batch
 from dist_diffusion.config.schema import DiffusionRecipe, EmaOptions
 from dist_diffusion.distributed.group import Group
+from dist_diffusion.engine.ds_config import REDUCE_BUCKET
 from dist_diffusion.engine.engine import TrainingEngine
 from dist_diffusion.models.build import build
 from dist_diffusion.tasks.build import build as build_task
@@ -19,10 +20,6 @@ WEIGHT_BYTES = {"fp32": 4, "bf16": 2}
 NUM_AVERAGES = 2
 PERSISTENT_BELOW = 100_000
 """DeepSpeed's default: stage 3 keeps smaller parameters whole on every rank."""
-REDUCE_BUCKET = 500_000_000
-"""DeepSpeed's default, in elements, whatever the network's size. Stage 3 holds such a bucket all the time, stages 1 and
-2 during backward passes. On a CPU only what is used of it takes memory.
-"""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def network_sizes() -> Sizes:
 
 
 def formula(layout: Layout, sizes: Sizes, world_size: int) -> dict[str, float]:
-    """Bytes of a rank between steps, by what they are; a reduce bucket is not among them.
+    """Bytes of a rank between steps, by what they are.
 
     Stage 0 shares out the averages alone; stages 1 and 2 add to the whole weights a share of everything else; stage 3
     has shares of all.
@@ -86,6 +83,7 @@ def formula(layout: Layout, sizes: Sizes, world_size: int) -> dict[str, float]:
     }
     if stage == 3:
         held |= {"gradients": weight * share, "whole small parameters": float(weight * sizes.persistent)}
+        held |= {"reduce bucket": reduce_bucket(layout, sizes)}
     if layout.offload:
         held["fp32 gradients"] = MASTER_BYTES * share
     if layout.offload and stage < 3:
@@ -94,10 +92,16 @@ def formula(layout: Layout, sizes: Sizes, world_size: int) -> dict[str, float]:
 
 
 def gradients(layout: Layout, sizes: Sizes, world_size: int) -> float:
-    """Bytes that accumulation adds while it runs; stage 3 holds its gradients all the time."""
+    """Bytes that accumulation adds while it runs, at stage 1 with the bucket; stage 3 holds both all the time."""
     if layout.stage == 3:
         return 0.0
-    return WEIGHT_BYTES[layout.precision] * sizes.all / (world_size if layout.stage == 2 else 1)
+    bucket = reduce_bucket(layout, sizes) if layout.stage == 1 else 0.0
+    return bucket + WEIGHT_BYTES[layout.precision] * sizes.all / (world_size if layout.stage == 2 else 1)
+
+
+def reduce_bucket(layout: Layout, sizes: Sizes) -> float:
+    """Bytes of what is reduced at once."""
+    return float(WEIGHT_BYTES[layout.precision] * min(REDUCE_BUCKET, sizes.all))
 
 
 def live_bytes() -> dict[int, int]:
@@ -109,18 +113,17 @@ def live_bytes() -> dict[int, int]:
 
 
 def measured(layout: Layout, group: Group) -> tuple[int, int]:
-    """Bytes of state on this rank between two steps and between two micro-batches of a step, but for reduce buckets."""
+    """Bytes of state on this rank between two steps and between two micro-batches of a step."""
     micro_batches = pieces(task_batch(0), range(2), 1)
     recipe = layout.recipe(group.world_size)
     task, before = build_task(recipe, group.device), set(live_bytes())
-    bucket = REDUCE_BUCKET * WEIGHT_BYTES[layout.precision]
     engine = TrainingEngine(build(recipe.model).train(), recipe, group)
     found: list[int] = []
 
     def at(stage: str) -> None:
         if stage == "forward":
             now = live_bytes()
-            found.append(sum(now[address] for address in now.keys() - before if now[address] != bucket))
+            found.append(sum(now[address] for address in now.keys() - before))
 
     for step in range(2):
         engine.step(step, len(micro_batches), lambda i: task.loss(engine, micro_batches[i]).loss, at)

@@ -20,18 +20,18 @@ def with_extra(extra: dict) -> DiffusionRecipe:
 
 def test_batch_sizes_multiply_for_every_world() -> None:
     for world in (1, 2, 3, 4):
-        derived = ds_config(RECIPE, world)
+        derived = ds_config(RECIPE, world, 100)
         product = derived["train_micro_batch_size_per_gpu"] * derived["gradient_accumulation_steps"] * world
         assert product == derived["train_batch_size"] == 24
 
 
 def test_autocast_never_communicates_in_bf16() -> None:
     recipe = dataclasses.replace(RECIPE, engine=EngineOptions(precision="autocast"))
-    assert ds_config(recipe, 1)["torch_autocast"]["lower_precision_safe_modules"] == []
+    assert ds_config(recipe, 1, 100)["torch_autocast"]["lower_precision_safe_modules"] == []
 
 
 def test_extra_is_merged_last_and_deep() -> None:
-    derived = ds_config(with_extra({"zero_optimization": {"reduce_bucket_size": 7}, "dump_state": True}), 1)
+    derived = ds_config(with_extra({"zero_optimization": {"reduce_bucket_size": 7}, "dump_state": True}), 1, 100)
     assert derived["zero_optimization"] == {"stage": 1, "reduce_bucket_size": 7}
     assert derived["dump_state"] is True
 
@@ -50,7 +50,7 @@ def test_extra_is_merged_last_and_deep() -> None:
 )
 def test_keys_that_the_recipe_decides_or_nobody_knows(extra: dict, part: str) -> None:
     with pytest.raises(ConfigError, match=part):
-        ds_config(with_extra(extra), 1)
+        ds_config(with_extra(extra), 1, 100)
 
 
 def test_learning_rate_warms_up_and_anneals_in_images() -> None:
@@ -111,7 +111,12 @@ def test_nesterov_momentum_is_torchs_without_its_schedule() -> None:
 
 def test_fp16_and_offload_are_derived() -> None:
     engine = EngineOptions(zero_stage=2, precision="fp16", loss_scale=2**10, loss_scale_floor=4, offload_optimizer=True)
-    derived = ds_config(DiffusionRecipe(engine=engine), 1)
+    derived = ds_config(DiffusionRecipe(engine=engine), 1, 10**9)
     assert derived["fp16"]["initial_scale_power"] == 10 and derived["fp16"]["min_loss_scale"] == 4
-    assert derived["zero_optimization"] == {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": True}}
+    assert derived["zero_optimization"] == {
+        "stage": 2,
+        "reduce_bucket_size": 50_000_000,
+        "offload_optimizer": {"device": "cpu", "pin_memory": True},
+    }
+    assert ds_config(DiffusionRecipe(engine=engine), 1, 7)["zero_optimization"]["reduce_bucket_size"] == 7
     assert derived["zero_force_ds_cpu_optimizer"] is False

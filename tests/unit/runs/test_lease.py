@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,15 @@ def test_a_counter_of_another_host_that_stands_still_is_taken_over_after_the_ttl
         assert read(path)["owner"]["host"] == owner.host
     assert "held by process" in said[0] and "faraway, job 99" in said[0]
     assert "no sign of life for 0.5 s" in said[1]
+
+
+def test_a_copied_directory_is_taken_after_the_ttl_and_its_origin_is_left_alone(path, said, owner, holder, tmp_path):
+    """The copy names an owner that lives, but nobody counts up there."""
+    copy = shutil.copytree(os.path.dirname(path), tmp_path / "copy")
+    with lease.acquire(str(copy / "lease.json"), owner, said.append, ttl_s=0.5, beat_s=0.05):
+        assert read(copy / "lease.json")["owner"]["pid"] == os.getpid()
+        assert read(path)["owner"]["pid"] == holder.pid
+    assert f"held by process {holder.pid} on {owner.host}" in said[0] and "no sign of life for 0.5 s" in said[1]
 
 
 def test_a_counter_of_another_host_that_moves_is_an_error(path, said, owner):
