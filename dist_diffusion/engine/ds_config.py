@@ -21,7 +21,7 @@ DERIVED = {
 """Top-level keys that the recipe decides, and the recipe's key for each."""
 
 REDUCE_BUCKET = 50_000_000
-"""Elements that are reduced at once. DeepSpeed's default is ten times as many, and it allocates them all: 2 GB in fp32."""
+"""Elements that are reduced at once. DeepSpeed would allocate ten times as many for any network: 2 GB in fp32."""
 ALLOWED_EXTRA = frozenset(
     {
         "activation_checkpointing",

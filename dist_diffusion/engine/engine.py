@@ -112,10 +112,9 @@ class TrainingEngine:
         """Of fp16; else None."""
         return None if self.scaler is None else float(self.scaler.cur_scale)
 
-    @property
-    def at_the_floor(self) -> bool:
-        """Whether an overflow is no longer a matter of the loss scale."""
-        return self.scaler is None or self.scaler.cur_scale <= self.recipe.engine.loss_scale_floor
+    def at_the_floor(self, loss_scale: float | None) -> bool:
+        """Whether an overflow at this loss scale is no longer a matter of it."""
+        return loss_scale is None or loss_scale <= self.recipe.engine.loss_scale_floor
 
     def _set_learning_rate(self, step: int) -> float:
         batch = self.recipe.train.global_batch

@@ -5,6 +5,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from dist_diffusion.errors import DistDiffusionError
 from dist_diffusion.storage import files
@@ -58,6 +59,10 @@ class Mirror:
         return self._error
 
     def _run(self) -> None:
+        # Before this run has anything to copy: a run that begins with the same mirror meanwhile shows by its commits.
+        # Where it fails, the first pass looks, and tells.
+        with suppress(Exception):
+            self._sync.look()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._asked > self._done or self._ending)

@@ -38,10 +38,19 @@ class Sync:
         self._uploaded: dict[str, tuple[int, int]] = {}
         self._known: set[str] | None = None
 
+    def look(self) -> dict[str, dict[str, int]]:
+        """The folders that are there. What has a marker at the first look is this run's: `restoring.check` has seen
+        to that. Marked ones that come later are, too, or there is another run.
+        """
+        folders = folders_in(files.tree(self.remote), self.parents)
+        if self._known is None:
+            self._known = _marked(folders)
+        return folders
+
     def run(self) -> None:
         """One pass: committed folders, plain files, then what is to go. StorageError ends it where it is."""
         self._check_owner()
-        folders = folders_in(files.tree(self.remote), self.parents)
+        folders = self.look()
         self._check_no_other_writes(folders)
         for parent in self.parents:
             # The newest first: it is worth most.
@@ -57,11 +66,8 @@ class Sync:
             raise StorageError(f"{self.local} is another process's now: nothing more is written to {self.remote}")
 
     def _check_no_other_writes(self, folders: Mapping[str, Mapping[str, int]]) -> None:
-        """What is there at first is not newer, `restoring.check` has seen to that; all that comes later is ours."""
-        marked = {folder for folder, names in folders.items() if MARKER in names}
-        if self._known is None:
-            self._known = marked
-        foreign = sorted(marked - self._known)
+        assert self._known is not None
+        foreign = sorted(_marked(folders) - self._known)
         if foreign:
             raise StorageError(
                 f"another run has put {foreign[-1]} into {self.remote}, where nothing is changed any more: "
@@ -140,6 +146,10 @@ def folders_in(tree: Mapping[str, int], parents: Sequence[str]) -> dict[str, dic
         if name and parent in parents and committed.is_folder(folder):
             folders.setdefault(f"{parent}/{folder}", {})[name] = size
     return folders
+
+
+def _marked(folders: Mapping[str, Mapping[str, int]]) -> set[str]:
+    return {folder for folder, names in folders.items() if MARKER in names}
 
 
 def copy_present(source: str, path: str) -> None:

@@ -111,7 +111,7 @@ def watch_for_divergence(run: Run, result: StepResult) -> None:
     if result.applied:
         run.nonfinite_in_a_row = 0
         return
-    if not run.engine.at_the_floor:
+    if not run.engine.at_the_floor(result.loss_scale):
         run.console.say(f"step {run.step}: overflow at loss scale {result.loss_scale:g}; the update is skipped")
         return
     run.nonfinite_in_a_row += 1

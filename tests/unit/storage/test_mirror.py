@@ -326,6 +326,18 @@ def test_another_run_s_commit_there_ends_the_mirroring(tmp_path: Path, store: St
     assert store.objects == before
 
 
+def test_of_two_runs_that_begin_with_one_mirror_the_first_to_commit_keeps_it(tmp_path: Path, store: Store) -> None:
+    late = Mirror(str(tmp_path / "late"), REMOTE, PARENTS, LEAVE_OUT, lambda text: None)
+    for _ in range(1000):
+        if late._sync._known is None:
+            threading.Event().wait(0.005)
+    sync(make_run(tmp_path / "run")).run()
+    commit(tmp_path / "late", 7, NEW)
+    late.request()
+    assert f"another run has put checkpoints/step-2.{OLD} into {REMOTE}" in str(late.finish(10))
+    assert set(files.tree(REMOTE)) == COPIED
+
+
 def test_a_file_that_the_disk_has_cut_is_named_and_not_committed_there(tmp_path: Path, store: Store) -> None:
     run = tmp_path / "run"
     os.truncate(os.path.join(commit(run, 1), "b.bin"), 3)

@@ -216,11 +216,11 @@ def test_the_state_is_shared_out_as_the_stage_says() -> None:
     assert total(Layout(0, "fp32")) == 12_000 + averages
     assert total(Layout(1, "fp32")) == total(Layout(2, "fp32")) == 4000 + 12 * 250 + averages
     assert total(Layout(1, "bf16")) == 2000 + 12 * 250 + averages
-    assert total(Layout(3, "fp32")) == 20 * 250 + 4 * 50 + averages
-    assert total(Layout(3, "bf16")) == 16 * 250 + 2 * 50 + averages
+    assert total(Layout(3, "fp32")) == 20 * 250 + 4 * 50 + 4 * 1000 + averages
+    assert total(Layout(3, "bf16")) == 16 * 250 + 2 * 50 + 2 * 1000 + averages
     assert total(Layout(3, "fp32", offload=True)) - total(Layout(3, "fp32")) == 4 * 250
     found = [gradients(Layout(stage, "fp32"), sizes, 4) for stage in range(4)]
-    assert found == [4000, 4000, 1000, 0]
+    assert found == [4000, 8000, 1000, 0]
 
 
 def test_what_lives_is_counted_once_with_its_gradient() -> None:
