@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo servers test check clean
+.PHONY: setup demo servers test test-cluster test-soak check clean
 
 setup: ## .venv with everything in it
 	@$(PYTHON) tools/setup.py
@@ -15,6 +15,12 @@ servers: setup ## what the tests of object stores start: Azurite, nginx
 
 test: servers
 	$(BIN)/python -m pytest
+
+test-cluster: setup ## the long half: every layout, and faults at every moment, on up to four ranks
+	$(BIN)/python -m pytest tests/cluster
+
+test-soak: setup ## a run killed at 20 random moments
+	$(BIN)/python -m pytest -s tests/soak
 
 check: setup ## format, lint, types, shell scripts, import rules
 	$(BIN)/ruff format --check .

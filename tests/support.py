@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -105,9 +106,7 @@ def wait_until(is_so: Callable[[], bool], what: str, limit_s: float = 90) -> Non
 
 def wait_for_step(run_dir: Path, step: int) -> None:
     metrics = run_dir / "metrics.jsonl"
-    wait_until(
-        lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= step, f"step {step} of {run_dir}"
-    )
+    wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= step, f"step {step} of {run_dir}")
 
 
 def wait_for_commit(run_dir: Path, step: int) -> None:
@@ -121,3 +120,11 @@ def committed_steps(run_dir: Path) -> list[int]:
 def owner_of(run_dir: Path) -> int:
     """The process that holds the lease: rank 0."""
     return json.loads((run_dir / "lease.json").read_text())["owner"]["pid"]
+
+
+def descendants(pid: int) -> list[int]:
+    """The process ids below one, those of mpirun's ranks among them."""
+    with suppress(FileNotFoundError):
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [*children, *(below for child in children for below in descendants(child))]
+    return []

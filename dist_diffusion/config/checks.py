@@ -2,7 +2,7 @@
 
 import math
 
-from dist_diffusion.config.averages import MAX_STD, WEIGHTS, average_names
+from dist_diffusion.config.engine_checks import WATCHDOG, check_engine
 from dist_diffusion.config.ranges import above_zero, get, in_range, require
 from dist_diffusion.config.sampling_checks import check_sampler
 from dist_diffusion.config.schema import (
@@ -18,7 +18,6 @@ from dist_diffusion.models.options import NetworkOptions, UNetOptions
 
 MIN_TIMESTEPS = {"linear": 21, "cosine": 2, "log_snr": 1}
 """The linear schedule's last beta is 20 / T: below 1 only from 21 on. A step's variance at t = 0 is the next one's."""
-MIRRORS = ("gs://", "az://", "s3://")
 MAX_LOG_SNR = 60.0
 """Where alpha or sigma, in float32 arithmetic, has long stopped to matter."""
 
@@ -36,7 +35,7 @@ RANGES: tuple[tuple[str, float, float], ...] = (
     ("engine.drift_check_every", 0, math.inf),
     ("checkpoint.keep_every", 1, math.inf),
     ("ema.snapshot_every_commits", 1, math.inf),
-    *((f"watchdog.{phase}_s", 1, math.inf) for phase in ("start", "first_step", "step", "save", "preview")),
+    *((limit, 1, math.inf) for limit in WATCHDOG),
     ("data.image_size", 1, math.inf),
     ("data.shuffle_block", 1, math.inf),
     ("data.workers", 0, math.inf),
@@ -69,10 +68,7 @@ def check_train(recipe: TrainRecipe, world_size: int) -> None:
     if streams is not None and (streams < 1 or batch % streams):
         raise ConfigError(f"data.canonical_streams={streams} does not divide train.global_batch={batch}")
     _check_latents(recipe)
-    _check_engine(recipe)
-    _check_optim(recipe)
-    _check_averages(recipe)
-    _check_checkpoint(recipe)
+    check_engine(recipe)
     _check_numbers(recipe)
     _check_process(recipe.diffusion)
     _check_model(recipe.model)
@@ -81,44 +77,6 @@ def check_train(recipe: TrainRecipe, world_size: int) -> None:
     if isinstance(recipe, DiffusionRecipe):
         _check_objective(recipe)
         _check_preview(recipe)
-
-
-def _check_engine(recipe: TrainRecipe) -> None:
-    stage = recipe.engine.zero_stage
-    if stage not in (0, 1, 2, 3):
-        raise ConfigError(f"engine.zero_stage={stage}: expected 0, 1, 2 or 3")
-    options = recipe.engine
-    if stage == 0 and options.precision in ("bf16", "fp16"):
-        raise ConfigError(
-            f"engine.precision={options.precision} at engine.zero_stage=0 trains differently: use stage 1, or autocast"
-        )
-    if stage == 0 and options.offload_optimizer:
-        raise ConfigError("engine.offload_optimizer: at engine.zero_stage=0 nothing is sharded: use stage 1, 2 or 3")
-    if stage == 3 and options.compile:
-        raise ConfigError("engine.compile: its gathers break the graphs of engine.zero_stage=3: use stage 0, 1 or 2")
-    if options.peak_tflops is not None:
-        above_zero(recipe, "engine.peak_tflops")
-    for key in ("engine.loss_scale", "engine.loss_scale_floor"):
-        scale = get(recipe, key)
-        if scale < 1 or scale & (scale - 1):
-            raise ConfigError(f"{key}={scale}: expected a power of 2")
-    if options.loss_scale_floor > options.loss_scale:
-        raise ConfigError(
-            f"engine.loss_scale_floor={options.loss_scale_floor} is above engine.loss_scale={options.loss_scale}"
-        )
-
-
-def _check_optim(recipe: TrainRecipe) -> None:
-    """Where the decay begins."""
-    options, total = recipe.optim, recipe.train.steps * recipe.train.global_batch
-    if options.decay == "none" and options.decay_from_images:
-        raise ConfigError("optim.decay_from_images is of optim.decay, which is none: leave it out")
-    if options.decay == "inverse_sqrt" and not options.decay_from_images:
-        raise ConfigError("optim.decay=inverse_sqrt is lr / sqrt(images / decay_from_images): give that")
-    if options.decay in ("linear", "cosine") and options.decay_from_images >= total:
-        raise ConfigError(
-            f"optim.decay_from_images={options.decay_from_images} is not before the run's end, at {total} images"
-        )
 
 
 def _check_latents(recipe: TrainRecipe) -> None:
@@ -184,26 +142,6 @@ def _check_preview(recipe: DiffusionRecipe) -> None:
         raise ConfigError(
             f"preview.cfg_scale={recipe.preview.cfg_scale} needs a model with label dropout: objective.p_uncond is 0"
         )
-
-
-def _check_averages(recipe: TrainRecipe) -> None:
-    for std in recipe.ema.stds:
-        if not 0 < std < MAX_STD:
-            raise ConfigError(f"ema.stds holds {std}: expected more than 0 and less than {MAX_STD:.4g}")
-    known = [*average_names(recipe.ema), WEIGHTS]
-    if len(set(known)) < len(known):
-        raise ConfigError(f"ema.stds={list(recipe.ema.stds)}: two of them have one name, leave one out")
-    for name in recipe.checkpoint.export:
-        if name not in known:
-            raise ConfigError(f"checkpoint.export names {name}; this recipe has {', '.join(known)}")
-
-
-def _check_checkpoint(recipe: TrainRecipe) -> None:
-    options = recipe.checkpoint
-    if options.best is not None and recipe.validation.shards is None:
-        raise ConfigError(f"checkpoint.best={options.best} is a column of the validation: give validation.shards")
-    if options.mirror is not None and not options.mirror.startswith(MIRRORS):
-        raise ConfigError(f"checkpoint.mirror={options.mirror}: expected one of {', '.join(MIRRORS)}")
 
 
 def _check_objective(recipe: DiffusionRecipe) -> None:

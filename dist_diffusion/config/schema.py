@@ -143,16 +143,19 @@ class CheckpointOptions:
 
 @dataclass(frozen=True)
 class WatchdogOptions:
-    """Seconds without progress after which a rank says where it hangs and ends, by what it is at."""
+    """Seconds without progress after which a rank says where it hangs and ends, by what it is at.
 
-    start_s: float = 1800.0
-    """From the process group to the first step: reading, restoring, the dry run."""
-    first_step_s: float = 1800.0
+    All below engine.timeout_s, at which a collective gives up without naming anybody.
+    """
+
+    start_s: float = 1500.0
+    """From the lease to the first step: reading and verifying a commit, the dry run."""
+    first_step_s: float = 1500.0
     """With it come the first shards, and what is compiled."""
     step_s: float = 600.0
-    save_s: float = 2400.0
-    """While training waits for a commit; engine.timeout_s ends one that a rank does not write."""
-    preview_s: float = 3600.0
+    save_s: float = 1500.0
+    """While training waits for a commit."""
+    preview_s: float = 1500.0
     """Also a validation."""
 
 

@@ -46,4 +46,6 @@ def differences(sums: list[list[int]], places: list[str], names: list[str]) -> s
         return None
     first = next(i for i, (mine, usual) in enumerate(zip(sums[others[0]], common, strict=True)) if mine != usual)
     listed = ", ".join(f"rank {rank} ({places[rank]})" for rank in others)
-    return f"{listed} from the other {len(sums) - len(others)}, first in {names[first]}"
+    # Of two ranks, say, the one named is not more likely to be wrong.
+    either = "" if 2 * len(others) < len(sums) else " (without a majority: it may be the other side that is wrong)"
+    return f"{listed} from the other {len(sums) - len(others)}, first in {names[first]}{either}"

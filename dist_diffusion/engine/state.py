@@ -78,12 +78,11 @@ def fill_shard(slices: Slices, shard: Shard, key: str, tensor: torch.Tensor) -> 
         slices.fill(tensor[segment.offset : segment.offset + segment.numel], segment.name, key, segment.start)
 
 
-def fresh_state(engine: Any, shard: Shard, step: float) -> dict[str, Any]:
-    """The shard's Adam state in the optimizer, made anew."""
-    optimizer = torch_optimizer(engine)
+def make_state(engine: Any, shard: Shard) -> None:
+    """Gives the optimizer the shard's Adam state, before the first update."""
     moments = {key: torch.zeros_like(shard.master) for key in MOMENTS}
-    optimizer.state[shard.master] = {"step": torch.tensor(step, device=shard.master.device), **moments}
-    return optimizer.state[shard.master]
+    step = torch.zeros((), device=shard.master.device)
+    torch_optimizer(engine).state[shard.master] = {"step": step, **moments}
 
 
 def refresh_working_weights(optimizer: Any) -> None:

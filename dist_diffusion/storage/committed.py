@@ -20,6 +20,7 @@ from dist_diffusion.errors import StorageError
 from dist_diffusion.storage import files, publish
 
 MARKER = "COMMITTED.json"
+DAMAGED = "damaged"
 _CHECKSUM = "marker_sha256"
 _FOLDER = re.compile(r"(?P<name>[^./]+)\.(?P<attempt>\d{8}T\d{12}-[0-9a-f]{8})")
 
@@ -113,7 +114,7 @@ def prune(parent: str, keep: Collection[str]) -> list[str]:
     return [_remove(found.path) for found in _marked(parent) if found.name not in keep]
 
 
-def quarantine(committed: Committed, because: str = "damaged") -> str:
+def quarantine(committed: Committed, because: str = DAMAGED) -> str:
     """Renames a folder so that nothing finds it any more; returns where it lies now, for a person to look."""
     aside = f"{committed.path}.{because}"
     with files.failures("rename", committed.path):

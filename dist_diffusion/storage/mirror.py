@@ -44,6 +44,18 @@ class Mirror:
             self._asked += 1
             self._changed.notify_all()
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether something that was requested is not done yet."""
+        with self._changed:
+            return self._done != self._asked
+
+    @property
+    def error(self) -> str | None:
+        """Of the last pass, if it had one."""
+        with self._changed:
+            return self._error
+
     def finish(self, timeout_s: float | None) -> str | None:
         """Waits until all that was requested is done and ends the thread; the last pass's error, if it had one.
 

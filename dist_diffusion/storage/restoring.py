@@ -73,7 +73,7 @@ def _restore_commit(commit: Committed, parent: str, say: Say) -> bool:
         records = _records(commit)
         each(lambda name: _fetch(commit, name, folder, records[name]), records)
     except DamagedError as error:
-        because = "damaged"
+        because = "damaged-there"
         # An earlier start may have set the same aside.
         shutil.rmtree(f"{folder}.{because}", ignore_errors=True)
         aside = committed.quarantine(replace(commit, path=folder), because)

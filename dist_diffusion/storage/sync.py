@@ -117,12 +117,14 @@ class Sync:
     def _remove_gone(self) -> None:
         """Removes folders that are not committed here: pruned ones, and parts of uploads that were broken off.
 
+        The copy of one that was found damaged here, and set aside, may be whole: it stays as long as that lies there.
         Where none at all is left here, somebody has removed the directory: the copy stays.
         """
         here = [_folder(parent, c) for parent in self.parents for c in committed.scan(os.path.join(self.local, parent))]
         alive = {folder.partition("/")[0] for folder in here}
         for folder, names in folders_in(files.tree(self.remote), self.parents).items():
-            if folder not in here and folder.partition("/")[0] in alive:
+            damaged_here = os.path.exists(os.path.join(self.local, f"{folder}.{committed.DAMAGED}"))
+            if folder not in here and folder.partition("/")[0] in alive and not damaged_here:
                 self._check_owner()
                 target = files.join(self.remote, folder)
                 if MARKER in names:

@@ -1,20 +1,22 @@
 """What runs beside the training on each rank: the watchdog, and on rank 0 the mirror."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dist_diffusion.config.schema import TrainRecipe, WatchdogOptions
-from dist_diffusion.distributed.agreement import on_rank_zero, patiently_on_rank_zero
+from dist_diffusion.distributed.agreement import POLL_S, any_of, broadcast, on_rank_zero, patiently_on_rank_zero
 from dist_diffusion.distributed.watchdog import Watchdog
 from dist_diffusion.distributed.whereabouts import Phase
-from dist_diffusion.errors import PLEASE_REQUEUE
+from dist_diffusion.errors import PLEASE_REQUEUE, StoppedError, StorageError, alike
 from dist_diffusion.runs.lease import Lease
 from dist_diffusion.storage import restoring
 from dist_diffusion.storage.mirror import Mirror
 from dist_diffusion.training.place import Place, record
+from dist_diffusion.training.state import Run
 
 LEAVE_S = 15.0
-"""How long a run that does not end well waits for its mirror: launchers give a stopping one seconds."""
+"""How long a run that ends waits for the last of its mirror: launchers give a stopping one seconds."""
 
 
 @contextmanager
@@ -63,3 +65,24 @@ def make_mirror(recipe: TrainRecipe, place: Place, lease: Lease | None) -> Mirro
     if remote is None or lease is None:
         return None
     return Mirror(run_dir.path, remote, run_dir.parents, run_dir.not_mirrored, place.console.say, lease.holds)
+
+
+def await_mirror(run: Run) -> None:
+    """Until the mirror has all of a run that is done: StorageError where it cannot have it, StoppedError where a signal
+    comes first. All ranks wait and end alike; nothing else limits it, for how long a last upload takes nobody knows.
+    """
+    mirror = run.mirror
+    if mirror is not None:
+        mirror.request()
+    while True:
+        is_behind, stop = any_of(run.group, [mirror is not None and mirror.is_behind, run.stop.requested])
+        if not is_behind:
+            break
+        if stop:
+            with alike():
+                raise StoppedError("stopped as asked; the run is done, its mirror is behind: run the command again")
+        time.sleep(POLL_S)
+    error = broadcast(run.group, None if mirror is None else mirror.error)
+    if error is not None:
+        with alike():
+            raise StorageError(f"the run is done, its mirror is behind: {error}. Run the command again to finish it")

@@ -16,7 +16,7 @@ from dist_diffusion.distributed.group import Group
 from dist_diffusion.distributed.signals import StopFlag
 from dist_diffusion.distributed.whereabouts import Whereabouts
 from dist_diffusion.engine.engine import TrainingEngine
-from dist_diffusion.errors import DONE, StorageError, alike
+from dist_diffusion.errors import DONE, alike
 from dist_diffusion.models.build import build as build_model
 from dist_diffusion.observe.console import Console
 from dist_diffusion.runs import lease as leases
@@ -24,7 +24,7 @@ from dist_diffusion.runs import verdict as verdicts
 from dist_diffusion.runs.layout import RunDir
 from dist_diffusion.storage import committed, publish
 from dist_diffusion.tasks.build import build as build_task
-from dist_diffusion.training.guards import LEAVE_S, make_mirror, restore_from_mirror, watched
+from dist_diffusion.training.guards import LEAVE_S, await_mirror, make_mirror, restore_from_mirror, watched
 from dist_diffusion.training.looks import catch_up
 from dist_diffusion.training.loop import run_loop
 from dist_diffusion.training.observer import Observer
@@ -79,19 +79,18 @@ def train(recipe: TrainRecipe, topology: Topology, env: Mapping[str, str]) -> No
 
 
 def conclude(run: Run, place: Place) -> None:
-    """Leaves the verdict of a run that is done; StorageError where its mirror is not."""
+    """Leaves the verdict of a run that is done, once its mirror has all else: a kill before that leaves none."""
     run.console.say(f"done: {run.step} steps")
+    if run.recipe.checkpoint.mirror is not None:
+        run.observer.close()  # the last events are in the file then
+        await_mirror(run)
     if run.group.rank == 0:
         record(place, DONE, "done", run.step)
     if run.mirror is not None:
-        run.observer.close()  # the last events are in the file then
         run.mirror.request()
-        error = run.mirror.finish(None)
+        error = run.mirror.finish(LEAVE_S)
         if error is not None:
-            verdicts.clear(place.run_dir.verdict)
-            raise StorageError(
-                f"the run is done, its mirror is behind: {error}. Run the same command again to finish it"
-            )
+            run.console.say(f"the mirror has all of the run but its verdict: {error}")
 
 
 def take_lease(group: Group, run_dir: RunDir, env: Mapping[str, str]) -> leases.Lease | None:

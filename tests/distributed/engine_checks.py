@@ -112,6 +112,8 @@ def attempt(group: Group) -> str:
 def resume(folder: str, stage: int, precision: str, group: Group) -> list[float]:
     recipe = recipe_of(stage, precision)
     engine = make_engine(recipe, group)
+    # As a dry run does: of these steps nothing may be left.
+    assert advance(engine, group, LAST)[1] and not advance(engine, group, LAST + 1, poison=True)[1]
     checkpointer = Checkpointer(folder, recipe, group, attempt(group), print, may_write=lambda: True)
     commit, damaged = checkpointer.newest()
     assert (
@@ -166,10 +168,11 @@ def check_the_loss_scale(folder: str, group: Group) -> None:
     recipe = recipe_of(2, "fp16")
     recipe = dataclasses.replace(recipe, engine=dataclasses.replace(recipe.engine, loss_scale=4, loss_scale_floor=2))
     engine = make_engine(recipe, group)
-    assert advance(engine, group, 0)[1] and engine.loss_scale == 4 and not engine.at_the_floor
-    for step in (1, 2):
+    assert advance(engine, group, 0)[1] and engine.loss_scale == 4
+    for step, is_at_the_floor in ((1, False), (2, True)):
+        assert engine.at_the_floor(engine.loss_scale) == is_at_the_floor
         assert not advance(engine, group, step, poison=True)[1]
-        assert engine.loss_scale == 2 and engine.at_the_floor
+        assert engine.loss_scale == 2
     checkpointer = Checkpointer(folder, recipe, group, attempt(group), print, may_write=lambda: True)
     checkpointer.save(engine, SAVED, {"note": "kept"}, None)
     assert checkpointer.settle().error is None
@@ -179,6 +182,17 @@ def check_the_loss_scale(folder: str, group: Group) -> None:
     checkpointer.restore(again, commit.path, commit.marker)
     assert again.loss_scale == 2 and again.scaler.cur_iter == engine.scaler.cur_iter == SAVED
     assert again.updates == 1
+
+
+def check_nesterov(group: Group) -> None:
+    """The one optimizer whose update is not torch's own, with flat partitions, on the host, and with each by itself."""
+    curves = []
+    for stage, precision in ((0, "fp32"), (1, "fp32+offload"), (3, "fp32")):
+        recipe = recipe_of(stage, precision)
+        recipe = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, name="nadamw", weight_decay=0.1))
+        engine = make_engine(recipe, group)
+        curves.append([advance(engine, group, step)[0] for step in range(LAST)])
+    assert max(largest_relative(curve, curves[0]) for curve in curves[1:]) < 1e-5, curves
 
 
 def check_drift(group: Group) -> None:
@@ -239,6 +253,7 @@ def main(folder: str) -> None:
         (3, "fp32"),
         (1, "autocast"),
         (0, "autocast"),
+        (1, "bf16"),
         (2, "bf16"),
         (3, "bf16"),
         (1, "fp32+offload"),
@@ -246,6 +261,7 @@ def main(folder: str) -> None:
         (3, "fp32+offload"),
         (1, "fp16"),
         (3, "fp16"),
+        (2, "fp16+offload"),
     ]
     # A CPU can be asked for fp16, only slowly.
     deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
@@ -262,6 +278,7 @@ def main(folder: str) -> None:
     resumed = resume(f"{folder}/1-fp16", 1, "fp32", group)  # another precision: no loss scale to take over
     assert largest_relative(resumed, curves[1, "fp32"][SAVED:]) < 1e-2
     check_the_loss_scale(f"{folder}/scale", group)
+    check_nesterov(group)
     check_drift(group)
     for stage in range(4):
         check_nonfinite(stage, group)

@@ -46,9 +46,15 @@ def test_protected_keys_change_on_purpose_alone(launcher: Launcher, workplace: P
     out, _ = launcher.run(1, *other, "allow_config_change=true")
     assert "changed since the commit: ema.decays: (0.9,) -> (0.5, 0.9)" in out
     assert "ema_0 is new: it begins at the weights of step 4" in out
+    before = {name: (workplace / "changed" / name).read_bytes() for name in ("config.yaml", "exit.json")}
+    assert b"allow_config_change: false" in before["config.yaml"]
     _, err = launcher.run(1, *other, "allow_config_change=true", "model.channels=64", "train.steps=8", code=2)
     assert "is of another network" in err and "init_from" in err
-    assert steps(workplace / "changed") == [4, 6]
+    assert before == {name: (workplace / "changed" / name).read_bytes() for name in before}
+    more = [*other, "allow_config_change=true", "train.steps=8", "objective.timesteps=loss_aware"]
+    out, _ = launcher.run(1, *more)
+    assert "the commit has no losses of these 1000 timesteps" in out
+    assert steps(workplace / "changed") == [6, 8]
 
 
 def test_the_best_commit_stays(launcher: Launcher, workplace: Path) -> None:

@@ -135,6 +135,8 @@ def test_a_recipe_survives_dict_and_yaml(tmp_path: Path) -> None:
         (["checkpoint.best=loss"], 1, "give validation.shards"),
         (["checkpoint.mirror=/mnt/x"], 1, "checkpoint.mirror=/mnt/x: expected one of gs://"),
         (["watchdog.step_s=0"], 1, "watchdog.step_s=0"),
+        (["watchdog.save_s=1800"], 1, "watchdog.save_s=1800.0: expected less than engine.timeout_s=1800.0"),
+        (["engine.timeout_s=.inf"], 1, "expected less than engine.timeout_s=inf"),
     ],
 )
 def test_contradictions(tmp_path: Path, overrides: list[str], world: int, part: str) -> None:

@@ -28,3 +28,5 @@ def test_the_ranks_that_are_not_as_most_are_named() -> None:
     assert differences([[1, 2]] * 3, places, NAMES) is None
     message = differences([[1, 2], [1, 3], [1, 2]], places, NAMES)
     assert message == "rank 1 (cuda:1 of x) from the other 2, first in b"
+    message = differences([[1, 2], [1, 3]], places, NAMES)
+    assert message is not None and message.startswith("rank 1 ") and "may be the other side" in message

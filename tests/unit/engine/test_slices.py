@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dist_diffusion.engine import slices as slices_module
 from dist_diffusion.engine.layout import Segment
 from dist_diffusion.engine.slices import Slices, Snapshot, rank_file, refuse_non_finite, write
 from dist_diffusion.errors import CheckpointError, NonFiniteError
@@ -45,7 +46,8 @@ def test_a_gap_is_named(tmp_path: Path) -> None:
         Slices(str(tmp_path), [0]).full("a", "fp32", [7])
 
 
-def test_what_is_not_finite_is_never_written() -> None:
+def test_what_is_not_finite_is_never_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices_module, "PIECE", 2)
     segments = [[Segment("a", 0, 0, 3), Segment("b", 0, 3, 2)]]
     largest = torch.finfo(torch.float32).max
     refuse_non_finite(Snapshot(segments, {"0.fp32": torch.full((5,), largest)}))

@@ -141,7 +141,7 @@ def make_run(run: Path) -> Path:
     publish.write_bytes(str(run / "lease.json"), b"{}")
     publish.write_bytes(str(run / f"{files.TEMPORARY_PREFIX}1-config.yaml"), b"half")
     publish.write_bytes(os.path.join(committed.stage(str(run / "checkpoints"), "step-3", OLD), "a.bin"), b"half")
-    shutil.copytree(run / f"checkpoints/step-1.{OLD}", run / f"checkpoints/step-0.{OLD}.damaged")
+    shutil.copytree(run / f"checkpoints/step-1.{OLD}", run / f"checkpoints/step-7.{OLD}.damaged")
     return run
 
 
@@ -441,13 +441,25 @@ def test_a_damaged_commit_there_is_named_and_the_one_before_comes(tmp_path: Path
     store.objects[path] = b"X" + store.objects[path][1:]
     again, said = tmp_path / "again", list[str]()
     assert restore(again, said)
-    aside = again / f"checkpoints/step-2.{OLD}.damaged"
+    aside = again / f"checkpoints/step-2.{OLD}.damaged-there"
     (told,) = [line for line in said if "cannot be used" in line]
     assert told.startswith(f"step-2 cannot be used: {path} is damaged: sha256 ") and told.endswith(str(aside))
     assert names(str(again / "checkpoints")) == ["step-1"] and aside.is_dir()
     # It is known, so the run may go on here; the copy of the damaged one goes.
     restoring.check(str(again), REMOTE, PARENTS)
     sync(again).run()
+    assert names(f"{REMOTE}/checkpoints") == ["step-1"]
+
+
+def test_the_copy_of_one_that_was_damaged_here_stays_while_that_lies_aside(tmp_path: Path, store: Store) -> None:
+    run = make_run(tmp_path / "run")
+    sync(run).run()
+    (damaged,) = [found for found in committed.scan(str(run / "checkpoints")) if found.name == "step-2"]
+    aside = committed.quarantine(damaged)
+    sync(run).run()
+    assert names(f"{REMOTE}/checkpoints") == ["step-1", "step-2"]
+    shutil.rmtree(aside)
+    sync(run).run()
     assert names(f"{REMOTE}/checkpoints") == ["step-1"]
 
 
