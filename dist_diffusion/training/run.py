@@ -2,11 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
-import torch
-
-from dist_diffusion import draws
 from dist_diffusion.config.load import to_yaml
 from dist_diffusion.config.schema import TrainRecipe
 from dist_diffusion.distributed import group as groups
@@ -15,25 +11,21 @@ from dist_diffusion.distributed.environment import Topology, share_of_cores
 from dist_diffusion.distributed.group import Group
 from dist_diffusion.distributed.signals import StopFlag
 from dist_diffusion.distributed.whereabouts import Whereabouts
-from dist_diffusion.engine.engine import TrainingEngine
-from dist_diffusion.errors import DONE, alike
-from dist_diffusion.models.build import build as build_model
+from dist_diffusion.errors import DONE
 from dist_diffusion.observe.console import Console
 from dist_diffusion.runs import lease as leases
 from dist_diffusion.runs import verdict as verdicts
 from dist_diffusion.runs.layout import RunDir
 from dist_diffusion.storage import committed, publish
-from dist_diffusion.tasks.build import build as build_task
-from dist_diffusion.training.guards import LEAVE_S, await_mirror, make_mirror, restore_from_mirror, watched
+from dist_diffusion.training.assembly import assemble
+from dist_diffusion.training.guards import LEAVE_S, await_mirror, restore_from_mirror, watched
 from dist_diffusion.training.looks import catch_up
 from dist_diffusion.training.loop import run_loop
-from dist_diffusion.training.observer import Observer
 from dist_diffusion.training.place import Place, environment, record, reported
-from dist_diffusion.training.prepare import Prepared, decode_workers, make_loader, prepare
-from dist_diffusion.training.rehearsal import Rehearsal, rehearse, within_memory
-from dist_diffusion.training.start import Start, find_start, history_from
+from dist_diffusion.training.prepare import Prepared, decode_workers, prepare
+from dist_diffusion.training.start import Start, find_start
 from dist_diffusion.training.state import Run
-from dist_diffusion.training.validation import Validation, make_validation
+from dist_diffusion.training.validation import make_validation
 
 
 def train(recipe: TrainRecipe, topology: Topology, env: Mapping[str, str]) -> None:
@@ -65,9 +57,8 @@ def train(recipe: TrainRecipe, topology: Topology, env: Mapping[str, str]) -> No
         conclude(begun[0], place)
     except BaseException as error:
         known = reported(error, place, begun[0].step if begun else step)
-        if begun and begun[0].mirror is not None:
-            begun[0].mirror.request()
-            begun[0].mirror.finish(LEAVE_S)
+        for run in begun:
+            leave_mirror(run)
         raise known from error
     finally:
         for run in begun:
@@ -91,6 +82,13 @@ def conclude(run: Run, place: Place) -> None:
         error = run.mirror.finish(LEAVE_S)
         if error is not None:
             run.console.say(f"the mirror has all of the run but its verdict: {error}")
+
+
+def leave_mirror(run: Run) -> None:
+    """Gives the mirror of a run that did not come to its end a few seconds, for the log and the verdict."""
+    if run.mirror is not None:
+        run.mirror.request()
+        run.mirror.finish(LEAVE_S)
 
 
 def take_lease(group: Group, run_dir: RunDir, env: Mapping[str, str]) -> leases.Lease | None:
@@ -132,59 +130,3 @@ def begin(prepared: Prepared, place: Place, threads: int, start: Start) -> None:
             console.say(line)
 
     on_rank_zero(place.group, write)
-
-
-def assemble(
-    prepared: Prepared,
-    validation: Validation | None,
-    place: Place,
-    stop: StopFlag,
-    lease: leases.Lease | None,
-    start: Start,
-) -> Run:
-    """Task, network, engine and data, at the start's step."""
-    recipe, group, console = prepared.recipe, place.group, place.console
-    groups.set_deterministic(recipe.engine.deterministic)
-    task = build_task(recipe, group.device)
-    torch.manual_seed(draws.key(recipe.seed, "weights", 0))
-    # One rank alone may lack memory: that is not told alike.
-    with within_memory(group.device), alike():
-        model = build_model(recipe.model, recipe.engine.recompute)
-        if start.initial is not None:
-            start.initial.fill(model, console.say)
-        engine = TrainingEngine(model, recipe, group)
-    if validation is not None:
-        images = validation.images
-        console.say(f"commits are validated on {images.num_images} samples of {images.path}")
-    kept: dict[str, Any] = {}
-    step = start.step
-    if start.commit is None:
-        console.say("no committed checkpoint: starting at step 0")
-        if recipe.train.dry_run:
-            rehearse(Rehearsal(recipe, place, engine, task, start.checkpointer.of_folder(place.run_dir.dry_run)))
-    else:
-        start.checkpointer.restore(engine, start.commit.path, start.commit.marker)
-        kept = start.commit.marker["extra"]
-        task.history = history_from(start.commit, task.history, console.say)
-        console.say(f"resuming at step {step} from {start.commit.path}")
-    observer = Observer(place.run_dir, recipe, group, console, step, kept, engine.clock)
-    return Run(
-        recipe=recipe,
-        group=group,
-        task=task,
-        engine=engine,
-        loader=make_loader(prepared, task.draws, place, step),
-        checkpointer=start.checkpointer,
-        observer=observer,
-        validation=validation,
-        console=console,
-        stop=stop,
-        lease=lease,
-        mirror=make_mirror(recipe, place, lease),
-        where=place.where,
-        epoch_images=prepared.order.steps_per_epoch * recipe.train.global_batch,
-        data={"manifest": prepared.manifest.checksum, "classes": list(prepared.manifest.classes)},
-        step=step,
-        saved_step=-1 if start.commit is None else step,
-        commits=kept.get("commits", 0),
-    )
