@@ -1,8 +1,9 @@
 """Files of JSON rows, each with its step: the machine-readable account of a run."""
 
+import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -10,24 +11,47 @@ from dist_diffusion.storage import files, publish
 
 
 class MetricsFile:
-    """Appends rows, flushed at once: a killed process loses none."""
+    """Appends rows, flushed at once: a killed process loses none.
 
-    def __init__(self, path: str) -> None:
+    Where the disk is full, which is told, rows wait in memory for the next: they are of steps after the last commit,
+    which a kill loses in any case.
+    """
+
+    def __init__(self, path: str, say: Callable[[str], None]) -> None:
         with files.failures("write", path):
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            self._stream = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self._path = path
+            self._stream = open(path, "ab", buffering=0)  # noqa: SIM115
+        self._path, self._say = path, say
+        self._waiting: list[bytes] = []
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Writes one row as a line of JSON and flushes it."""
-        with files.failures("write", self._path):
-            self._stream.write(json.dumps(row) + "\n")
-            self._stream.flush()
+        """Writes one row as a line of JSON, after those that wait."""
+        self._waiting.append(json.dumps(row).encode() + b"\n")
+        error = self._write()
+        if error is not None and len(self._waiting) == 1:
+            self._say(f"rows of {self._path} wait in memory, the run goes on: {error}")
 
     def close(self) -> None:
-        """Closes the file. A row that could not be written was told of by `append`: it must not end the run again."""
+        """Closes the file, with a last attempt at rows that wait."""
+        error = self._write()
+        if error is not None:
+            self._say(f"{len(self._waiting)} rows of {self._path} are lost: {error}")
         with suppress(OSError):
             self._stream.close()
+
+    def _write(self) -> OSError | None:
+        """All that waits, or nothing of it: half a line would spoil the file."""
+        data, descriptor = b"".join(self._waiting), self._stream.fileno()
+        before = os.fstat(descriptor).st_size
+        try:
+            if self._stream.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(descriptor, before)
+            return error
+        self._waiting = []
+        return None
 
 
 def read(path: str) -> list[dict[str, Any]]:

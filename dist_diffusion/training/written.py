@@ -20,7 +20,9 @@ class Written:
             moved = rewind(path, stale_path, start_step)
             if moved:
                 console.say(f"{moved} rows of {path} past step {start_step} moved to {stale_path}")
-        self.metrics = MetricsFile(run.metrics)
+        self.console = console
+        self.metrics = MetricsFile(run.metrics, console.say)
+        self.validated: MetricsFile | None = None
         self.tensorboard = TensorBoard(run.tensorboard, start_step + 1, console.say)
 
     def row(self, row: Mapping[str, Any]) -> None:
@@ -30,9 +32,9 @@ class Written:
 
     def validation(self, row: Mapping[str, Any], means: Mapping[str, float | None]) -> None:
         """Of validation.jsonl, with the means; these are in TensorBoard, too."""
-        file = MetricsFile(self.run.validation)
-        file.append({**row, **means})
-        file.close()
+        if self.validated is None:
+            self.validated = MetricsFile(self.run.validation, self.console.say)
+        self.validated.append({**row, **means})
         self.tensorboard.scalars({f"validation/{k}": v for k, v in means.items() if v is not None}, row["step"])
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
@@ -42,4 +44,6 @@ class Written:
     def close(self) -> None:
         """Closes the files."""
         self.metrics.close()
+        if self.validated is not None:
+            self.validated.close()
         self.tensorboard.close()

@@ -63,11 +63,11 @@ def one_round(launcher: Launcher, command: list[str], run_dir: Path, draws: rand
 
 
 def victims_of(launch: int, which: str) -> list[int]:
-    """One rank, or mpirun and all ranks; mpirun itself while there are no ranks yet."""
-    mpirun, *below = descendants(launch)
+    """One rank, or all that the launch has started; that too while there are no ranks yet."""
+    below = descendants(launch)
     ranks = [pid for pid in below if is_rank(pid)]
     if which == "all" or not ranks:
-        return [mpirun, *below]
+        return below or [launch]
     return [min(ranks) if which == "rank 0" else max(ranks)]
 
 

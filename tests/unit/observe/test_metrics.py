@@ -1,4 +1,5 @@
 import json
+import resource
 
 from dist_diffusion.observe.metrics import MetricsFile, rewind
 
@@ -8,7 +9,7 @@ def rows(path):
 
 
 def write(path, steps):
-    metrics = MetricsFile(str(path))
+    metrics = MetricsFile(str(path), print)
     for step in steps:
         metrics.append({"step": step, "loss": 1 / step, "batch_digest": 2**64 - step})
     metrics.close()
@@ -16,7 +17,7 @@ def write(path, steps):
 
 def test_a_row_is_in_the_file_as_soon_as_it_is_appended(tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
-    metrics = MetricsFile(str(path))
+    metrics = MetricsFile(str(path), print)
     metrics.append({"step": 1, "batch_digest": 2**64 - 1})
     assert rows(path) == [{"step": 1, "batch_digest": 2**64 - 1}]
     metrics.close()
@@ -54,3 +55,22 @@ def test_torn_lines_do_not_stop_a_resume(tmp_path):
         assert rewind(str(path), str(stale), 2) == 1
         assert path.read_bytes() == whole
         assert stale.read_bytes() == torn + b"\n"
+
+
+def test_on_a_full_disk_rows_wait_and_no_line_is_torn(tmp_path):
+    """A limit on the size of files takes the place of the disk's: part of a row would still fit."""
+    path, said = tmp_path / "metrics.jsonl", []
+    metrics = MetricsFile(str(path), said.append)
+    metrics.append({"step": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    try:
+        metrics.append({"step": 2})
+        metrics.append({"step": 3})
+        assert rows(path) == [{"step": 1}] and len(said) == 1 and "wait in memory" in said[0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    metrics.append({"step": 4})
+    assert rows(path) == [{"step": step} for step in (1, 2, 3, 4)]
+    metrics.close()
+    assert len(said) == 1
