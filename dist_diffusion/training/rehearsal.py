@@ -57,7 +57,6 @@ def rehearse(rehearsal: Rehearsal) -> None:
         make_preview(rehearsal, commit)
     peak = max(gather(place.group, peak_memory(place.group.device)))
     rehearsal.checkpointer.restore(rehearsal.engine, commit.path, commit.marker)
-    rehearsal.engine.clock.take()
     size = sum(record["size"] for record in commit.marker["files"].values())
     remove(rehearsal)
     memory = f"{peak / GIB:.2f} GiB of GPU memory at most, " if peak else ""
