@@ -16,7 +16,7 @@ from dist_diffusion.engine.backend import ZERO_SUPPORTED_OPTIMIZERS, deepspeed, 
 from dist_diffusion.engine.clock import ForwardClock
 from dist_diffusion.engine.ds_config import ds_config
 from dist_diffusion.engine.ema import ShardedEma
-from dist_diffusion.engine.layout import local_shards, owned_shards, torch_optimizer
+from dist_diffusion.engine.layout import clear_padding, local_shards, owned_shards, torch_optimizer
 from dist_diffusion.engine.optimizer import GatedAdamW, GatedNAdamW, learning_rate, make_optimizer
 from dist_diffusion.engine.state import make_state
 from dist_diffusion.errors import ConfigError
@@ -71,6 +71,7 @@ class TrainingEngine:
         set_timeouts(recipe.engine.timeout_s)
         # Adam's state exists from the start: memory shows at once, and a run can be saved before its first update.
         for shard in local_shards(self.deepspeed):
+            clear_padding(shard)
             make_state(self.deepspeed, shard)
         self.ema = ShardedEma(owned_shards(self.deepspeed), recipe.ema)
         self.updates = 0

@@ -49,6 +49,16 @@ def local_shards(engine: Any) -> list[Shard]:
     return _stages_1_and_2(engine.optimizer, names) if stage else _stage_0(engine.optimizer, names)
 
 
+@torch.no_grad()
+def clear_padding(shard: Shard) -> None:
+    """Zeros where no parameter lies: at stage 3 that is memory which nobody has written to, and it is saved, too."""
+    master, end = flat(shard.master), 0
+    for segment in sorted(shard.segments, key=lambda segment: segment.offset):
+        master[end : segment.offset].zero_()
+        end = max(end, segment.offset + segment.numel)
+    master[end:].zero_()
+
+
 def owned_shards(engine: Any) -> list[Shard]:
     """What this rank averages and writes: all it updates, or at stage 0 its share of the replicas."""
     shards = local_shards(engine)

@@ -70,7 +70,8 @@ def refuse_non_finite(snap: Snapshot) -> None:
             shard, _, what = key.partition(".")
             pieces = [(s.name, tensor[s.offset : s.offset + s.numel]) for s in snap.segments[int(shard)]]
             wrong = [name for name, piece in pieces if not piece.isfinite().all()]
-            raise NonFiniteError(f"{what} of {', '.join(wrong) or 'the padding'} is not finite")
+            if wrong:  # else it is the padding, which is of no parameter
+                raise NonFiniteError(f"{what} of {', '.join(wrong)} is not finite")
 
 
 def write(snap: Snapshot, path: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dist_diffusion.engine import slices as slices_module
-from dist_diffusion.engine.layout import Segment
+from dist_diffusion.engine.layout import Segment, Shard, clear_padding
 from dist_diffusion.engine.slices import Slices, Snapshot, rank_file, refuse_non_finite, write
 from dist_diffusion.errors import CheckpointError, NonFiniteError
 
@@ -56,3 +56,12 @@ def test_what_is_not_finite_is_never_written(monkeypatch: pytest.MonkeyPatch) ->
         tensor[4] = value
         with pytest.raises(NonFiniteError, match="ema_0 of b is not finite"):
             refuse_non_finite(Snapshot(segments, {"0.fp32": torch.zeros(5), "0.ema_0": tensor}))
+
+
+def test_padding_is_no_state() -> None:
+    segments = [Segment("a", 0, 1, 3), Segment("b", 0, 6, 2), Segment("c", 4, 9, 0)]
+    tensor = torch.full((12,), float("nan"))
+    tensor[1:4], tensor[6:8] = 1.0, 2.0
+    refuse_non_finite(Snapshot([segments], {"0.fp32": tensor}))
+    clear_padding(Shard(tensor, segments))
+    assert tensor.tolist() == [0, 1, 1, 1, 0, 0, 2, 2, 0, 0, 0, 0]
