@@ -32,7 +32,9 @@ class MetricsFile:
             self._say(f"rows of {self._path} wait in memory, the run goes on: {error}")
 
     def close(self) -> None:
-        """Closes the file, with a last attempt at rows that wait."""
+        """Closes the file, with a last attempt at rows that wait; nothing where it is closed."""
+        if self._stream.closed:
+            return
         error = self._write()
         if error is not None:
             self._say(f"{len(self._waiting)} rows of {self._path} are lost: {error}")

@@ -109,7 +109,8 @@ def live_bytes() -> dict[int, int]:
     gc.collect()
     tensors = [held for held in gc.get_objects() if issubclass(type(held), torch.Tensor)]
     tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
-    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor.layout == torch.strided]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
 def measured(layout: Layout, group: Group) -> tuple[int, int]:
