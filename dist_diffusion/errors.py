@@ -27,6 +27,11 @@ class DistDiffusionError(Exception):
         super().__init__(message)
 
 
+def told(error: Exception) -> str:
+    """What to say of an error that ends one piece of work alone; one that is not ours is named by its type, too."""
+    return str(error) if isinstance(error, DistDiffusionError) else f"{type(error).__name__}: {error}"
+
+
 @contextmanager
 def alike() -> Iterator[None]:
     """For work that is the same in every rank, such as reading a recipe: its error is told once, by rank 0."""

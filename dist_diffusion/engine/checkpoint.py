@@ -29,7 +29,7 @@ from dist_diffusion.engine.commit import (
 )
 from dist_diffusion.engine.engine import TrainingEngine
 from dist_diffusion.engine.snapshots import Snapshots
-from dist_diffusion.errors import CheckpointError, DistDiffusionError, RunInUseError, StorageError, alike
+from dist_diffusion.errors import CheckpointError, RunInUseError, StorageError, alike, told
 from dist_diffusion.runs.keeping import kept
 from dist_diffusion.runs.layout import step_name, step_of
 from dist_diffusion.storage import committed
@@ -195,7 +195,7 @@ class Checkpointer:
                 self._commit(job)
             error = None
         except Exception as caught:
-            error = str(caught) if isinstance(caught, DistDiffusionError) else f"{type(caught).__name__}: {caught}"
+            error = told(caught)
             report_failure(job.folder, self.group.rank, error)
         finally:
             self._outcome = Outcome(job.step, time.monotonic() - start, error)

@@ -11,10 +11,10 @@ import yaml
 from dist_diffusion.errors import BUG, DONE, PLEASE_REQUEUE, USER_ERROR, ConfigError
 from dist_diffusion.runs import lease as leases
 from dist_diffusion.runs import verdict as verdicts
-from dist_diffusion.runs.keeping import best
+from dist_diffusion.runs.keeping import best, scores
 from dist_diffusion.runs.layout import RunDir, step_of
 from dist_diffusion.runs.lease import Owner
-from dist_diffusion.runs.rows import last_row, rows
+from dist_diffusion.runs.rows import last_row
 from dist_diffusion.runs.verdict import Verdict
 from dist_diffusion.storage import committed, files, local
 from dist_diffusion.storage.committed import MARKER, Committed
@@ -184,12 +184,9 @@ def _described(commit: Committed, now: float) -> Commit:
 
 def _best(options: Mapping[str, Any], run: RunDir, steps: Sequence[int]) -> Best | None:
     column = options.get("best")
-    if column is None or not files.exists(run.validation):
-        return None
-    found = rows(files.read_bytes(run.validation).splitlines())
-    scores = {row["step"]: row[column] for row in found if row.get(column) is not None}
-    step = best(steps, scores, options.get("best_is", "lowest"))
-    return None if step is None else Best(step, column, scores[step])
+    worth = scores(run.validation, column)
+    step = best(steps, worth, options.get("best_is", "lowest"))
+    return None if column is None or step is None else Best(step, column, worth[step])
 
 
 def _read_lease(path: str, observer: Owner, now: float) -> Owned | None:

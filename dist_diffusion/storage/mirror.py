@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from dist_diffusion.errors import DistDiffusionError
+from dist_diffusion.errors import told
 from dist_diffusion.storage import files
 from dist_diffusion.storage.sync import Say, Sync
 
@@ -91,7 +91,7 @@ class Mirror:
         try:
             self._sync.run()
         except Exception as caught:
-            error = str(caught) if isinstance(caught, DistDiffusionError) else f"{type(caught).__name__}: {caught}"
+            error = told(caught)
             if not self._given_up:
                 self._say(f"the mirror is behind, the next pass tries again: {error}")
             return error

@@ -39,11 +39,11 @@ def run_loop(run: Run) -> None:
         stop = boundary(run, batch)
         run.observer.record(run.step, batch.digest, result, log)
         watch_for_divergence(run, result)
-        if is_multiple(run.step, recipe.engine.drift_check_every):
-            check_replicas(run.engine, run.group, run.step)
         if is_multiple(run.step, recipe.checkpoint.every) and run.step < recipe.train.steps:
             settle(run)
             save(run)
+        elif is_multiple(run.step, recipe.engine.drift_check_every):
+            check_replicas(run.engine, run.group, run.step)
         if stop:
             finish(run)
             with alike():

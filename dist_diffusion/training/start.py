@@ -12,8 +12,8 @@ from dist_diffusion.engine.checkpoint import Checkpointer
 from dist_diffusion.engine.snapshots import Snapshots
 from dist_diffusion.errors import CheckpointError, ConfigError, alike
 from dist_diffusion.observe.console import Console
-from dist_diffusion.observe.metrics import read
 from dist_diffusion.runs import lease as leases
+from dist_diffusion.runs.keeping import scores
 from dist_diffusion.storage import committed
 from dist_diffusion.storage.committed import Committed
 from dist_diffusion.training.initial import Initial, read_initial
@@ -66,11 +66,6 @@ def find_start(prepared: Prepared, place: Place, lease: leases.Lease | None) -> 
     elif prepared.recipe.init_from is not None:
         initial = read_initial(prepared.recipe, prepared.manifest.classes, group)
     return Start(checkpointer, snapshots, commit, damaged, initial)
-
-
-def scores(path: str, column: str | None) -> dict[int, float]:
-    """What validated commits are worth by a column, by step; nothing where there is no column."""
-    return {row["step"]: row[column] for row in read(path) if row.get(column) is not None} if column else {}
 
 
 def check_same_run(prepared: Prepared, commit: Committed, console: Console) -> None:
